@@ -1,0 +1,110 @@
+"""The C++ core. Arrays are one-dimensional, C-contiguous and of exactly the dtype stated, or a TypeError."""
+
+from typing import TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+_Bool = npt.NDArray[np.bool_]
+_Float32 = npt.NDArray[np.float32]
+_Int32 = npt.NDArray[np.int32]
+_Int64 = npt.NDArray[np.int64]
+
+class BufferState(TypedDict):
+    """csrc/buffer_state.h. B live trajectories, N turns, T tokens, A action tokens."""
+
+    max_tokens: int
+    max_trajectories: int
+    seed: int
+    counter: int
+    first_trajectory_id: int
+    first_turn_id: int
+    tokens: _Int32  # [T]
+    rollout_logprobs: _Float32  # [A]
+    observation_lengths: _Int32  # [N]
+    action_lengths: _Int32  # [N]
+    rewards: _Float32  # [N]
+    policy_versions: _Int64  # [N]
+    num_tokens: _Int32  # [B]
+    num_turns: _Int32  # [B]
+    terminated: _Bool  # [B]
+    truncated: _Bool  # [B]
+
+class TrajectoryBuffer:
+    """csrc/trajectory_buffer.h."""
+
+    def __init__(self, max_tokens: int, max_trajectories: int, seed: int) -> None: ...
+    def push(
+        self,
+        tokens: _Int32,
+        observation_lengths: _Int32,
+        action_lengths: _Int32,
+        rollout_logprobs: _Float32,
+        rewards: _Float32,
+        policy_versions: _Int64,
+        terminated: bool,
+        truncated: bool,
+    ) -> int: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def max_trajectories(self) -> int: ...
+    @property
+    def num_trajectories(self) -> int: ...
+    @property
+    def num_turns(self) -> int: ...
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def num_evicted(self) -> int: ...
+    @property
+    def trajectory_range(self) -> tuple[int, int]: ...
+    @property
+    def turn_range(self) -> tuple[int, int]: ...
+    def sample_turns(self, n: int) -> _Int64: ...
+    def sample_trajectories(self, n: int) -> _Int64: ...
+    def trajectory_of(self, turn_ids: _Int64) -> _Int64: ...
+    def turn_span(self, trajectory_ids: _Int64) -> tuple[_Int64, _Int64]: ...
+    def turn_records(self, turn_ids: _Int64) -> tuple[_Float32, _Int32, _Bool, _Bool, _Bool]: ...
+    def collated_sizes(self, trajectory_ids: _Int64) -> tuple[int, int, int]: ...
+    def collate(
+        self,
+        trajectory_ids: _Int64,
+        *,
+        input_ids: _Int32,
+        position_ids: _Int32,
+        cu_seqlens: _Int32,
+        turn_ids: _Int32,
+        action_mask: _Bool,
+        cu_turns: _Int32,
+        state_positions: _Int64,
+        action_positions: _Int64,
+        final_positions: _Int64,
+        turn: _Int32,
+        rewards: _Float32,
+        policy_versions: _Int64,
+        terminated: _Bool,
+        truncated: _Bool,
+        rollout_logprobs: _Float32,
+    ) -> None: ...
+    def state(self) -> BufferState: ...
+    @staticmethod
+    def restore(
+        *,
+        max_tokens: int,
+        max_trajectories: int,
+        seed: int,
+        counter: int,
+        first_trajectory_id: int,
+        first_turn_id: int,
+        tokens: _Int32,
+        rollout_logprobs: _Float32,
+        observation_lengths: _Int32,
+        action_lengths: _Int32,
+        rewards: _Float32,
+        policy_versions: _Int64,
+        num_tokens: _Int32,
+        num_turns: _Int32,
+        terminated: _Bool,
+        truncated: _Bool,
+    ) -> TrajectoryBuffer: ...

@@ -1,0 +1,242 @@
+"""Causal attention over packed (never padded) sequences: which kernel, and the call to it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+AttentionImpl = Literal["auto", "flash_attention_2", "varlen", "sdpa", "reference"]
+IMPLS: tuple[str, ...] = ("auto", "flash_attention_2", "varlen", "sdpa", "reference")
+
+
+class Layout(Protocol):
+    """How the tokens of one forward pass relate: who may attend to whom, and where keys are kept."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+        """query [T, h, d], key and value [T, h_kv, d] of one layer -> [T, h, d]."""
+        ...
+
+
+def choose_impl(impl: AttentionImpl, device: torch.device, dtype: torch.dtype) -> AttentionImpl:
+    """The implementation that `auto` stands for on this device; any other name is checked and kept."""
+    if impl not in IMPLS:
+        raise ValueError(f"attention: wanted one of {', '.join(IMPLS)}, got {impl!r}")
+    half = dtype in (torch.float16, torch.bfloat16)
+    if impl == "auto":
+        if device.type != "cuda" or not half:
+            return "sdpa"
+        if importlib.util.find_spec("flash_attn") is not None:
+            return "flash_attention_2"
+        return "varlen"
+    if impl in ("flash_attention_2", "varlen") and (device.type != "cuda" or not half):
+        raise ValueError(f"attention={impl!r}: wanted a CUDA device and float16 or bfloat16, got {device} and {dtype}")
+    if impl == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        raise ValueError("attention='flash_attention_2': the package flash-attn is not installed (extra `cuda`)")
+    return impl
+
+
+@dataclass(slots=True, eq=False)
+class PackedLayout:
+    """B sequences laid end to end; token t attends to the earlier tokens of its own sequence.
+
+    Two sequences of 3 and 2 tokens: cu_seqlens=[0, 3, 5], lengths=(3, 2), impl="sdpa".
+    """
+
+    cu_seqlens: Tensor  # [B+1] int32
+    lengths: tuple[int, ...]  # the same on the host, so that no layer synchronises
+    impl: AttentionImpl
+    _buckets: list[tuple[Tensor, Tensor]] | None = None
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+        del layer
+        return _ATTEND[self.impl](self, query, key, value, scale, window)
+
+    @property
+    def max_seqlen(self) -> int:
+        return max(self.lengths, default=0)
+
+    def buckets(self) -> list[tuple[Tensor, Tensor]]:
+        """Sequences of similar length together: (token index [b, L], is_real [b, L]), made once a batch.
+
+        Only attention sees these right-padded rows; a causal mask keeps the padding (which repeats the
+        row's last token) out of every real token's sight, so no mask tensor is needed.
+        """
+        if self._buckets is None:
+            self._buckets = make_buckets(self.lengths, self.cu_seqlens.device)
+        return self._buckets
+
+
+def make_buckets(lengths: Sequence[int], device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Group sequences, longest first, so that no row is padded by more than a quarter of its bucket."""
+    starts = [0]
+    for n in lengths:
+        starts.append(starts[-1] + n)
+    order = sorted((i for i, n in enumerate(lengths) if n), key=lambda i: -lengths[i])
+    groups: list[list[int]] = []
+    for i in order:
+        if groups and lengths[i] >= 0.75 * lengths[groups[-1][0]]:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    out = []
+    for group in groups:
+        length = torch.tensor([lengths[i] for i in group], device=device)[:, None]
+        start = torch.tensor([starts[i] for i in group], device=device)[:, None]
+        column = torch.arange(lengths[group[0]], device=device)[None]
+        out.append((start + column.clamp(max=length - 1), column < length))
+    return out
+
+
+def _attend_reference(
+    layout: PackedLayout, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+) -> Tensor:
+    """One dense softmax a sequence: the plain twin of every other implementation."""
+    out = torch.empty_like(query)
+    groups = query.shape[1] // key.shape[1]
+    start = 0
+    for n in layout.lengths:
+        rows = slice(start, start + n)
+        q, k, v = (x[rows].transpose(0, 1) for x in (query, key, value))  # [h, n, d]
+        k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
+        scores = (q @ k.mT).float() * scale
+        scores = scores.masked_fill(~causal_mask(n, window, query.device), -torch.inf)
+        out[rows] = (scores.softmax(-1).to(v.dtype) @ v).transpose(0, 1)
+        start += n
+    return out
+
+
+def _attend_sdpa(
+    layout: PackedLayout, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+) -> Tensor:
+    """torch's scaled_dot_product_attention, one call for each bucket of similar lengths; any device."""
+    gqa = query.shape[1] != key.shape[1]
+    pieces, places = [], []
+    for index, is_real in layout.buckets():
+        q, k, v = (x[index].transpose(1, 2) for x in (query, key, value))  # [b, h, L, d]
+        n = index.shape[1]
+        mask = causal_mask(n, window, query.device) if window is not None and window < n else None
+        attended = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=gqa
+        )
+        pieces.append(attended.transpose(1, 2)[is_real])  # [tokens, h, d]
+        places.append(index[is_real])
+    if not pieces:
+        return torch.empty_like(query)
+    return torch.empty_like(query).index_copy(0, torch.cat(places), torch.cat(pieces))
+
+
+def _attend_varlen(
+    layout: PackedLayout, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+) -> Tensor:
+    """torch's own variable-length flash attention (CUDA)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    cu, n = layout.cu_seqlens, layout.max_seqlen
+    sizes = (window - 1 if window is not None else -1, 0)  # causal: nothing to the right
+    gqa = query.shape[1] != key.shape[1]
+    return varlen_attn(query, key, value, cu, cu, n, n, scale=scale, window_size=sizes, enable_gqa=gqa)  # type: ignore[return-value]
+
+
+def _attend_flash_2(
+    layout: PackedLayout, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+) -> Tensor:
+    """The flash-attn package (CUDA)."""
+    from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
+
+    cu, n = layout.cu_seqlens, layout.max_seqlen
+    sizes = (window - 1 if window is not None else -1, 0)
+    return flash_attn_varlen_func(  # type: ignore[no-any-return]
+        query, key, value, cu, cu, n, n, softmax_scale=scale, causal=True, window_size=sizes
+    )
+
+
+_ATTEND: dict[str, Callable[[PackedLayout, Tensor, Tensor, Tensor, float, int | None], Tensor]] = {
+    "reference": _attend_reference,
+    "sdpa": _attend_sdpa,
+    "varlen": _attend_varlen,
+    "flash_attention_2": _attend_flash_2,
+}
+
+
+@functools.lru_cache(maxsize=64)
+def causal_mask(n: int, window: int | None, device: torch.device) -> Tensor:
+    """True where query i may see key j: j <= i, and i - j < window. [n, n] bool."""
+    i = torch.arange(n, device=device)
+    mask = i[:, None] >= i[None]
+    return mask if window is None else mask & (i[:, None] - i[None] < window)
+
+
+@dataclass(slots=True, eq=False)
+class TreeLayout:
+    """B packed trajectories, then branches that each continue one of them from some position.
+
+    A branch token attends to its trajectory up to and including the branch's cut, and to the earlier
+    tokens of its own branch: K alternative actions at each of a game's turns cost their own tokens,
+    never another copy of the history. Every branch row is `width` tokens (short ones padded behind).
+
+        trunk = two games of 5 and 4 tokens, 3 branches a game of 2 tokens each:
+        the pass runs over 9 + 2*3*2 tokens; branch 0 of game 0 with cut=3 sees tokens 0..2 of game 0.
+
+    Trajectories with fewer branches than `branches_each` carry rows with cut 0 that nobody reads.
+    """
+
+    trunk: PackedLayout
+    prefix_index: Tensor  # [B, L] int64: trunk token of game b at position l (clamped to the game's last)
+    prefix_mask: Tensor  # [B, R, L] bool: may branch r of game b see position l
+    branches_each: int  # R
+    width: int  # W tokens a branch
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+        if window is not None:
+            raise ValueError("branches over a sliding-window model are not supported; use a full-attention model")
+        num_trunk = sum(self.trunk.lengths)
+        trunk_out = self.trunk.attend(layer, query[:num_trunk], key[:num_trunk], value[:num_trunk], scale, None)
+        games, rows, width = self.prefix_index.shape[0], self.branches_each, self.width
+        shape = (games, rows, width, -1, query.shape[-1])
+        branch_out = branch_attention(
+            query[num_trunk:].view(shape),
+            key[:num_trunk][self.prefix_index],
+            value[:num_trunk][self.prefix_index],
+            self.prefix_mask,
+            key[num_trunk:].view(shape),
+            value[num_trunk:].view(shape),
+            causal_mask(width, None, query.device),
+            scale,
+        )
+        return torch.cat([trunk_out, branch_out.reshape(-1, *query.shape[1:])])
+
+
+def branch_attention(
+    query: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    prefix_mask: Tensor,
+    own_key: Tensor,
+    own_value: Tensor,
+    own_mask: Tensor,
+    scale: float,
+) -> Tensor:
+    """Softmax over a shared prefix and a branch's own tokens, without copying the prefix to the branches.
+
+    query [B, R, W, h, d]; prefix_key, prefix_value [B, L, g, d] (g key-value heads, h a multiple of g);
+    prefix_mask [B, R, L]; own_key, own_value [B, R, S, g, d]; own_mask [W, S] or [B, R, W, S] -> [B, R, W, h, d].
+    """
+    b, r, w, h, d = query.shape
+    g = own_key.shape[3]
+    q = query.view(b, r, w, g, h // g, d) * scale
+    by_prefix = torch.einsum("brwgmd,blgd->brwgml", q, prefix_key)
+    by_own = torch.einsum("brwgmd,brsgd->brwgms", q, own_key)
+    by_prefix = by_prefix.masked_fill(~prefix_mask[:, :, None, None, None, :], -torch.inf)
+    by_own = by_own.masked_fill(~own_mask[..., None, None, :], -torch.inf)
+    weights = torch.cat([by_prefix, by_own], -1).float().softmax(-1).to(query.dtype)
+    on_prefix, on_own = weights.split([prefix_key.shape[1], own_key.shape[2]], -1)
+    out = torch.einsum("brwgml,blgd->brwgmd", on_prefix, prefix_value)
+    out = out + torch.einsum("brwgms,brsgd->brwgmd", on_own, own_value)
+    return out.reshape(b, r, w, h, d)

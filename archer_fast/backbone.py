@@ -1,0 +1,187 @@
+"""A Hugging Face causal LM as a packed trunk: the only file that imports transformers."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import logging
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from archer_fast.attention import AttentionImpl, Layout, PackedLayout, choose_impl
+
+logger = logging.getLogger(__name__)
+
+_ATTENTION_NAME = "archer_fast"
+
+
+def _packed_attention(
+    module: nn.Module,
+    query: Tensor,  # [1, h, T, d], rotated
+    key: Tensor,  # [1, h_kv, T, d]
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    layout: Layout,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """What every layer calls: hand the packed tokens to the layout of this pass."""
+    if attention_mask is not None or softcap is not None or dropout:
+        raise ValueError(
+            "packed attention: wanted no attention_mask, softcap or attention dropout, got "
+            f"mask={attention_mask is not None}, softcap={softcap}, dropout={dropout}"
+        )
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, h, d]
+    scale = scaling if scaling is not None else q.shape[-1] ** -0.5
+    return layout.attend(cast(int, module.layer_idx), q, k, v, scale, sliding_window)[None], None
+
+
+class Backbone(nn.Module):
+    """One causal LM and its tokenizer: packed hidden states, and the vocabulary matrix apart.
+
+    `forward` never applies the lm_head: `archer_fast.ops` meets the vocabulary at action tokens alone.
+    Dropout is always off (log-probs must equal those of the sampler).
+    """
+
+    def __init__(
+        self, model: transformers.PreTrainedModel, tokenizer: Any, attention: AttentionImpl = "auto"
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        parameter = next(model.parameters())
+        self.attention_impl = choose_impl(attention, parameter.device, parameter.dtype)
+        # A name that transformers knows no mask for: it builds none, and our layout isolates sequences.
+        transformers.AttentionInterface.register(_ATTENTION_NAME, _packed_attention)
+        model.config._attn_implementation = _ATTENTION_NAME
+        model.config.use_cache = False
+        self.eval()
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Gradients flow in either mode; dropout stays off so that log-probs are the sampler's."""
+        del mode
+        super().train(False)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.lm_head_weight.shape[0])
+
+    @property
+    def max_positions(self) -> int:
+        """The model's window in tokens."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 30))
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
+    @property
+    def lm_head_weight(self) -> Tensor:
+        """[V, H]."""
+        return cast(Tensor, self.model.get_output_embeddings().weight)
+
+    def layout(self, cu_seqlens: Tensor, lengths: tuple[int, ...]) -> PackedLayout:
+        return PackedLayout(cu_seqlens, lengths, self.attention_impl)
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
+        """input_ids, position_ids [T] -> the last layer's hidden states after the final norm, [T, H]."""
+        out = self.model.base_model(
+            input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, layout=layout
+        )
+        return cast(Tensor, out.last_hidden_state[0])
+
+    def frozen_copy(self) -> Backbone:
+        """The same weights now, never trained: the reference policy and the frozen critic trunk."""
+        twin = Backbone(copy.deepcopy(self.model), self.tokenizer, self.attention_impl)
+        twin.requires_grad_(False)
+        return twin
+
+    def save(self, folder: Path) -> None:
+        """Write a Hugging Face folder (safetensors, config, tokenizer) that any tool of that world loads."""
+        config = self.model.config
+        config._attn_implementation = "sdpa"
+        try:
+            self.model.save_pretrained(folder, safe_serialization=True)
+            self.tokenizer.save_pretrained(folder)
+        finally:
+            config._attn_implementation = _ATTENTION_NAME
+
+
+def load_backbone(
+    name_or_path: str,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    attention: AttentionImpl = "auto",
+    stop_token: str | None = None,
+) -> tuple[Backbone, int]:
+    """Load a local folder or hub name; return it with the id of the token that ends an action.
+
+    Errors: ValueError where nothing loads from that name, or where the tokenizer has no stop token.
+    """
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name_or_path)
+        model = transformers.AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"model: nothing loads from {name_or_path!r}{_nearest_folder(name_or_path)}: {error}") from error
+    backbone = Backbone(model.to(device), tokenizer, attention)
+    return backbone, stop_token_id(tokenizer, stop_token)
+
+
+def stop_token_id(tokenizer: Any, stop_token: str | None) -> int:
+    """The id that ends an action: `stop_token` if given, else the tokenizer's end-of-sequence token."""
+    if stop_token is None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError("stop_token: this tokenizer has no eos_token; name a token that ends an action")
+        return int(tokenizer.eos_token_id)
+    ids = tokenizer.encode(stop_token, add_special_tokens=False)
+    if len(ids) != 1:
+        raise ValueError(f"stop_token: wanted text of exactly one token, got {stop_token!r} = {len(ids)} tokens")
+    return int(ids[0])
+
+
+def wrap_tokenizer(tokenizer: Any, *, eos_token: str) -> Any:
+    """A `tokenizers.Tokenizer` in the Hugging Face face that `save` writes."""
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=eos_token, pad_token=eos_token, clean_up_tokenization_spaces=False
+    )
+
+
+def build_causal_lm(architecture: str, **config: Any) -> transformers.PreTrainedModel:
+    """A randomly initialised decoder, e.g. build_causal_lm("llama", hidden_size=64, ...)."""
+    if architecture not in transformers.CONFIG_MAPPING:
+        near = difflib.get_close_matches(architecture, list(transformers.CONFIG_MAPPING), n=1)
+        raise ValueError(f"architecture: {architecture!r} is unknown to transformers" + (f"; did you mean {near[0]!r}?" if near else ""))
+    made = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(architecture, **config))
+    return cast(transformers.PreTrainedModel, made)
+
+
+def quiet() -> None:
+    """Keep transformers' own progress bars and notices out of ours (called by the CLI, never at import)."""
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _nearest_folder(name: str) -> str:
+    path = Path(name)
+    if not path.parent.is_dir():
+        return ""
+    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
+    return f" (did you mean {str(path.parent / near[0])!r}?)" if near else ""

@@ -1,0 +1,273 @@
+"""Every setting of a run, as dataclasses that check themselves; the command line is made from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from archer_fast.attention import AttentionImpl
+from archer_fast.tiny_model import TinyModel
+
+TrunkMode = Literal["frozen", "shared", "separate"]
+ValueTarget = Literal["behaviour", "resample"]
+ActorData = Literal["replay", "on_policy"]
+
+
+def _at_least(config: Any, **bounds: float) -> None:
+    for name, low in bounds.items():
+        value = getattr(config, name)
+        if not value >= low or not math.isfinite(value):
+            raise ValueError(f"{name}: wanted at least {low:g}, got {value}")
+
+
+def _within(config: Any, **bounds: tuple[float, float]) -> None:
+    for name, (low, high) in bounds.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            raise ValueError(f"{name}: wanted a number from {low:g} to {high:g}, got {value}")
+
+
+@dataclass(slots=True)
+class TaskConfig:
+    """What is played."""
+
+    name: str = "twenty-questions"
+    """A registered task (see `archer-fast envs`)."""
+    options: dict[str, Any] = field(default_factory=lambda: {"objects": 10})
+    """Options of the task, e.g. `--task.options objects 10`."""
+
+
+@dataclass(slots=True)
+class ModelConfig:
+    """The policy that is trained."""
+
+    path: str | None = None
+    """A local folder or hub name of any causal LM; None builds and warm-starts the tiny embedded model."""
+    tiny: TinyModel = field(default_factory=TinyModel)
+    """Sizes of the embedded model."""
+    stop_token: str | None = None
+    """Text of the one token that ends an action; None: the tokenizer's end-of-sequence token."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Weights and activations."""
+    attention: AttentionImpl = "auto"
+    """Packed attention kernel; `auto` chooses by device and prints its choice."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`; auto takes a GPU where there is one."""
+
+
+@dataclass(slots=True)
+class WarmStartConfig:
+    """Cloning of a scripted player before the first rollout (done once, cached by content)."""
+
+    enabled: bool | None = None
+    """None: for the embedded model, not for a model given by path."""
+    player: str | None = None
+    """The scripted player to clone; None: the task's mediocre one."""
+    games: int = 6000
+    """Games of the player to learn from."""
+    steps: int = 1200
+    """Optimizer steps."""
+    batch_games: int = 48
+    """Games an optimizer step."""
+    lr: float = 3e-3
+    """Peak learning rate (linear warm-up over 5 %, then cosine to a tenth)."""
+    observation_weight: float = 1.0
+    """Weight of the loss on the environment's tokens: predicting answers is what teaches the trunk the task."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, games=1, steps=0, batch_games=1, lr=0, observation_weight=0)
+
+
+@dataclass(slots=True)
+class RolloutConfig:
+    """How games are played."""
+
+    games: int = 128
+    """Games an iteration."""
+    num_slots: int = 128
+    """Games in flight at once."""
+    max_new_tokens: int = 16
+    """Longest action, stop token included."""
+    temperature: float = 1.0
+    """Of sampling, and of the log-probs the actor is trained on."""
+    max_dropped_share: float = 0.1
+    """Stop the run when more than this share of an iteration's games fail in their environment."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, games=1, num_slots=1, max_new_tokens=1)
+        _within(self, temperature=(1e-3, 100.0), max_dropped_share=(0.0, 1.0))
+
+
+@dataclass(slots=True)
+class BufferConfig:
+    """The replay of whole games (a C++ ring; the oldest leave first)."""
+
+    max_trajectories: int = 1024
+    """Games kept."""
+    max_tokens: int = 1 << 20
+    """Tokens kept (4 bytes each)."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, max_trajectories=1, max_tokens=2)
+
+
+@dataclass(slots=True)
+class CriticConfig:
+    """The turn-level double critic."""
+
+    trunk: TrunkMode = "frozen"
+    """`frozen`: features of the start policy, computed once and cached; `shared`: the critic's gradient
+    reaches the actor's backbone; `separate`: a trunk of its own, trained with the heads."""
+    value_target: ValueTarget = "behaviour"
+    """a' of V's target Qbar(s, a'): the action that was taken, or a fresh sample of the policy a draw."""
+    hidden_size: int = 256
+    """Width of the heads' two hidden layers."""
+    lr: float = 1e-3
+    """Learning rate of the heads."""
+    trunk_lr: float = 1e-4
+    """Learning rate of a `shared` or `separate` trunk."""
+    gamma: float = 0.95
+    """Discount a turn."""
+    tau: float = 0.1
+    """Polyak step of the target heads after every critic step."""
+    epochs: int = 50
+    """Critic steps an iteration."""
+    batch_turns: int = 256
+    """Transitions a critic step."""
+    warmup_iterations: int = 8
+    """Iterations before the actor first moves."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, hidden_size=1, lr=0, trunk_lr=0, epochs=0, batch_turns=1, warmup_iterations=0, max_grad_norm=0)
+        _within(self, gamma=(0.0, 1.0), tau=(0.0, 1.0))
+
+
+@dataclass(slots=True)
+class ActorConfig:
+    """The token-level actor."""
+
+    data: ActorData = "replay"
+    """`replay`: fresh actions at states of replayed games; `on_policy`: at states of this iteration's games."""
+    alternatives: int = 4
+    """K, fresh actions a state; their mean Q is the baseline."""
+    states_per_game: int = 4
+    """States of a game that an actor step visits."""
+    batch_games: int = 64
+    """Games an actor step."""
+    epochs: int = 3
+    """Actor steps an iteration."""
+    lr: float = 1e-4
+    """Learning rate."""
+    normalise_advantages: bool = True
+    """Divide a batch's advantages by their root mean square."""
+    kl_coef: float = 0.02
+    """Weight of KL(policy || start)."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, alternatives=2, states_per_game=1, batch_games=1, epochs=0, lr=0, kl_coef=0, max_grad_norm=0)
+
+
+@dataclass(slots=True)
+class EvalConfig:
+    """Evaluation while training and at its end."""
+
+    every: int = 10
+    """Iterations between evaluations; 0: only at the start and the end."""
+    games: int = 256
+    """Sampled games an evaluation."""
+    final_games: int = 512
+    """Sampled games of the evaluation before and after the run."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, every=0, games=1, final_games=1)
+
+
+@dataclass(slots=True)
+class Config:
+    """A whole run. Saved as config.json in the run's folder; `--config FILE` gives it back."""
+
+    out: str = "runs/default"
+    """Folder of the run: config, metrics.jsonl, checkpoints, report.html."""
+    iterations: int = 80
+    """Rollout, critic and actor phases to run."""
+    seed: int = 0
+    """Of weights, games and sampling; runs on CPU repeat bit by bit."""
+    resume: bool = False
+    """Go on from the last checkpoint in `out`."""
+    checkpoint_every: int = 10
+    """Iterations between checkpoints (the last one and Ctrl-C write one too)."""
+    max_skipped_steps: int = 5
+    """Optimizer steps in a row with a non-finite loss or gradient before the run stops."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    buffer: BufferConfig = field(default_factory=BufferConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Loggers beside metrics.jsonl, each an extra of the package."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, iterations=0, checkpoint_every=1, max_skipped_steps=1)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[Any], values: Any, where: str = "config") -> Any:
+    """Build `cls` from nested plain values; ValueError names an unknown key and the nearest known one."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: wanted an object of settings, got {type(values).__name__}")
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls)]
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise ValueError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        made[key] = _convert(hints[key], value, f"{where}.{key}")
+    try:
+        return cls(**made)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}.{error}") from error
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast("type[Any]", hint), value, where)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, where)
+    if origin is Literal:
+        if value not in args:
+            near = difflib.get_close_matches(str(value), [str(a) for a in args], n=1)
+            hint_text = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{where}: wanted one of {', '.join(map(repr, args))}, got {value!r}{hint_text}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{where}: wanted a list, got {value!r}")
+        return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: wanted an object, got {value!r}")
+        return dict(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ValueError(f"{where}: wanted {hint.__name__}, got {value!r}")
+    return value

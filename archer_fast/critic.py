@@ -1,0 +1,209 @@
+"""The turn-level double critic: Q1, Q2, V1, V2 read from a trunk at the ends of observations and actions."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from archer_fast.backbone import Backbone
+from archer_fast.batch import PackedBatch, TreeBatch
+from archer_fast.config import CriticConfig
+from archer_fast.ops import linear_logprobs
+
+TURN_BUCKETS = 64  # turn indices the heads tell apart; later turns share the last
+
+
+class StateFeatures(NamedTuple):
+    """What V(s) reads of n states."""
+
+    hidden: Tensor  # [n, H] trunk state at the observation's last token
+    turn: Tensor  # [n] int64, index of the turn: known to the critic, so that it need not spend capacity on it
+
+
+class ActionFeatures(NamedTuple):
+    """What Q(s, a) reads of n actions beside the state."""
+
+    hidden: Tensor  # [n, H] trunk state at the action's last token
+    ref_logprob: Tensor  # [n] log p(action) under the start policy: the language model's own belief in it
+
+
+class GameFeatures(NamedTuple):
+    """Everything the critic reads of a packed batch, from one pass of its trunk."""
+
+    state: StateFeatures  # [N]
+    action: ActionFeatures  # [N]
+    final: StateFeatures  # [B], the state after the last action
+
+
+class PairedMLP(nn.Module):
+    """Two independent MLPs with two hidden layers, run as one batched product: x [n, in] -> [2, n]."""
+
+    def __init__(self, in_features: int, hidden_size: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        sizes = [(in_features, hidden_size), (hidden_size, hidden_size), (hidden_size, 1)]
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for fan_in, fan_out in sizes:
+            bound = fan_in**-0.5
+            self.weights.append((torch.rand(2, fan_in, fan_out, generator=generator) * 2 - 1) * bound)
+            self.biases.append(torch.zeros(2, 1, fan_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.expand(2, *x.shape)
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            h = torch.baddbmm(bias, h, weight)
+            if i < len(self.weights) - 1:
+                h = F.gelu(h)
+        return h.squeeze(-1)
+
+
+class ValueHeads(nn.Module):
+    """Q1, Q2 on (state, action) features and V1, V2 on state features.
+
+    Hidden states enter normalised to unit variance, the turn index as an embedding, the action's
+    reference log-prob as a number.
+    """
+
+    def __init__(self, trunk_size: int, hidden_size: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        turn_size = 16
+        self.turn_embedding = nn.Parameter(torch.randn(TURN_BUCKETS, turn_size, generator=generator) * 0.5)
+        self.q = PairedMLP(2 * trunk_size + turn_size + 1, hidden_size, generator)
+        self.v = PairedMLP(trunk_size + turn_size, hidden_size, generator)
+
+    def value(self, state: StateFeatures) -> Tensor:
+        """V1, V2: [2, n]."""
+        out: Tensor = self.v(self._embed(state))
+        return out
+
+    def q_value(self, state: StateFeatures, action: ActionFeatures) -> Tensor:
+        """Q1, Q2: [2, n]."""
+        belief = action.ref_logprob.float().clamp(min=-20)[:, None] / 5
+        x = torch.cat([self._embed(state), _unit(action.hidden), belief], -1)
+        out: Tensor = self.q(x)
+        return out
+
+    def _embed(self, state: StateFeatures) -> Tensor:
+        turn = self.turn_embedding[state.turn.clamp(max=TURN_BUCKETS - 1)]
+        return torch.cat([_unit(state.hidden), turn], -1)
+
+
+def _unit(hidden: Tensor) -> Tensor:
+    return F.layer_norm(hidden.float(), hidden.shape[-1:])
+
+
+class TurnCritic(nn.Module):
+    """Online and target heads, and the trunk they read.
+
+    trunk `frozen`: the start policy's weights (shared with the reference policy, no copy); `shared`:
+    the actor's backbone; `separate`: a copy of the start policy, with a target copy of its own.
+    """
+
+    def __init__(self, config: CriticConfig, actor: Backbone, reference: Backbone, seed: int) -> None:
+        super().__init__()
+        self.config = config
+        generator = torch.Generator().manual_seed(seed)
+        self.heads = ValueHeads(actor.hidden_size, config.hidden_size, generator).to(actor.device)
+        self.target_heads = copy.deepcopy(self.heads).requires_grad_(False)
+        self.separate_trunk: Backbone | None = None
+        self.target_trunk: Backbone | None = None
+        if config.trunk == "separate":
+            self.separate_trunk = reference.frozen_copy().requires_grad_(True)
+            self.target_trunk = reference.frozen_copy()
+        # Borrowed, not owned: not in state_dict(), not moved with this module.
+        object.__setattr__(self, "_actor", actor)
+        object.__setattr__(self, "_reference", reference)
+        self._online, self._target = _pairs(self)
+
+    @property
+    def trunk(self) -> Backbone:
+        """The backbone whose hidden states the online heads read."""
+        if self.separate_trunk is not None:
+            return self.separate_trunk
+        return self._actor if self.config.trunk == "shared" else self._reference  # type: ignore[no-any-return]
+
+    @property
+    def trains_trunk(self) -> bool:
+        return self.config.trunk != "frozen"
+
+    def trained_trunk_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the trunk that the critic's optimizer moves."""
+        return [p for p in self.trunk.parameters() if p.requires_grad] if self.trains_trunk else []
+
+    @torch.no_grad()
+    def update_targets(self) -> None:
+        """target <- (1 - tau) target + tau online, heads and a separate trunk alike."""
+        torch._foreach_lerp_(self._target, self._online, self.config.tau)
+
+
+def _pairs(critic: TurnCritic) -> tuple[list[Tensor], list[Tensor]]:
+    online = [*critic.heads.parameters()]
+    target = [*critic.target_heads.parameters()]
+    if critic.separate_trunk is not None and critic.target_trunk is not None:
+        online += critic.separate_trunk.parameters()
+        target += critic.target_trunk.parameters()
+    return online, target
+
+
+def read_game(trunk: Backbone, batch: PackedBatch, ref_logprob: Tensor) -> GameFeatures:
+    """One packed pass of `trunk`; ref_logprob [N] as `reference_pass` gave it."""
+    hidden = trunk(batch.input_ids, batch.position_ids, trunk.layout(batch.cu_seqlens, batch.lengths))
+    return game_features(hidden, batch, ref_logprob)
+
+
+def game_features(hidden: Tensor, batch: PackedBatch, ref_logprob: Tensor) -> GameFeatures:
+    """hidden [T, H] of the batch -> features at its turn ends."""
+    turns_each = (batch.cu_turns[1:] - batch.cu_turns[:-1]).long()
+    return GameFeatures(
+        StateFeatures(hidden[batch.state_positions], batch.turn.long()),
+        ActionFeatures(hidden[batch.action_positions], ref_logprob),
+        StateFeatures(hidden[batch.final_positions], turns_each),
+    )
+
+
+def action_logprobs(backbone: Backbone, hidden: Tensor, batch: PackedBatch, temperature: float) -> Tensor:
+    """Log-probs [A] of the batch's action tokens; the token at t is predicted by the state at t - 1."""
+    rows = batch.action_rows
+    targets = batch.input_ids[rows].long()
+    return linear_logprobs(
+        hidden, backbone.lm_head_weight, targets, rows=rows - 1, temperature=temperature
+    ).logprobs
+
+
+@torch.no_grad()
+def reference_pass(
+    reference: Backbone, batch: PackedBatch, temperature: float
+) -> tuple[GameFeatures, Tensor]:
+    """One frozen pass: the critic's features of the batch and the reference log-prob of each action token [A]."""
+    hidden = reference(batch.input_ids, batch.position_ids, reference.layout(batch.cu_seqlens, batch.lengths))
+    token_logprobs = action_logprobs(reference, hidden, batch, temperature)
+    per_turn = hidden.new_zeros(batch.turn.shape[0], dtype=torch.float32)
+    per_turn.index_add_(0, batch.turn_ids[batch.action_rows].long(), token_logprobs)
+    return game_features(hidden, batch, per_turn), token_logprobs
+
+
+@torch.no_grad()
+def reference_tree_pass(
+    reference: Backbone, batch: PackedBatch, tree: TreeBatch, temperature: float
+) -> tuple[StateFeatures, ActionFeatures, Tensor]:
+    """The same for a tree: state and action features of its branches, reference log-probs of their tokens [M]."""
+    hidden = reference(tree.input_ids, tree.position_ids, tree.layout)
+    logprobs = linear_logprobs(
+        hidden, reference.lm_head_weight, tree.target_ids, rows=tree.rows, temperature=temperature
+    ).logprobs
+    per_branch = logprobs.new_zeros(tree.num_branches).index_add_(0, tree.branch_ids, logprobs)
+    state, action = tree_features(hidden, batch, tree, per_branch)
+    return state, action, logprobs
+
+
+def tree_features(
+    hidden: Tensor, batch: PackedBatch, tree: TreeBatch, ref_logprob: Tensor
+) -> tuple[StateFeatures, ActionFeatures]:
+    """hidden [T + B*R*W, H] of the tree -> what Q reads of each branch."""
+    turn = batch.turn[tree.turn_ids].long()
+    state = StateFeatures(hidden[tree.state_positions], turn)
+    return state, ActionFeatures(hidden[tree.action_positions], ref_logprob)

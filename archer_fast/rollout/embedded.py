@@ -1,0 +1,163 @@
+"""The embedded engine: continuous batching of many games on the policy's own backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from archer_fast.backbone import Backbone
+from archer_fast.batch import Alternatives, PackedBatch, prefix_of
+from archer_fast.rollout.interact import FinishedAction
+from archer_fast.rollout.kv_cache import BranchCache, RecordingLayout, SlotCache
+
+
+class EmbeddedEngine:
+    """Samples actions for up to `num_slots` games at once, each game's keys and values kept over turns.
+
+    One `step` is one packed forward pass over whatever tokens are new in any game (a fresh
+    observation, or the token sampled last) and one sampled token a game. Observation tokens are
+    computed once in a game's life; the vocabulary is met once a sampled token.
+    Sampling is from the full softmax at `temperature` (no top-k), so the recorded log-probs are
+    the ones the actor will score. `greedy` takes the most likely token instead (evaluation only).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        stop_token_id: int,
+        *,
+        num_slots: int = 128,
+        max_new_tokens: int = 16,
+        temperature: float = 1.0,
+        greedy: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.stop_token_id = stop_token_id
+        self.num_slots = num_slots
+        self.max_new_tokens = max_new_tokens
+        self.temperature = temperature
+        self.greedy = greedy
+        self.generator = generator
+        self.max_tokens = backbone.max_positions
+        self.num_forward_tokens = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every running game (also needed after the weights changed)."""
+        self._cache = SlotCache(self.backbone.num_layers, self.num_slots, self.max_tokens)
+        self._length = np.zeros(self.num_slots, dtype=np.int64)  # tokens in the cache
+        self._new: list[list[int]] = [[] for _ in range(self.num_slots)]  # tokens not yet in the cache
+        self._answering = [False] * self.num_slots  # has an observation and owes an action
+        self._action: list[list[int]] = [[] for _ in range(self.num_slots)]
+        self._logprobs: list[list[float]] = [[] for _ in range(self.num_slots)]
+
+    def begin(self, slot: int) -> None:
+        """Start a new game in `slot`, over whatever was there."""
+        self._length[slot] = 0
+        self._new[slot], self._action[slot], self._logprobs[slot] = [], [], []
+        self._answering[slot] = False
+
+    def observe(self, slot: int, observation_ids: Sequence[int]) -> None:
+        """Append what the environment said; the next `step` starts answering it."""
+        self._new[slot].extend(observation_ids)
+        self._answering[slot] = True
+
+    def room(self, slot: int) -> int:
+        """Tokens that still fit into the game's window."""
+        return self.max_tokens - int(self._length[slot]) - len(self._new[slot])
+
+    def release(self, slot: int) -> None:
+        """The game in `slot` is over."""
+        self.begin(slot)
+
+    @torch.no_grad()
+    def step(self) -> list[FinishedAction]:
+        """Advance every game that has something new by one token; return the actions that ended."""
+        slots = [s for s in range(self.num_slots) if self._answering[s]]
+        if not slots:
+            return []
+        counts = np.array([len(self._new[s]) for s in slots])
+        last = np.cumsum(counts) - 1
+        slot_ids = np.repeat(slots, counts)
+        rank = np.arange(slot_ids.size) - np.repeat(last + 1 - counts, counts)
+        positions = self._length[slot_ids] + rank
+        ids = np.concatenate([self._new[s] for s in slots])
+        device = self.backbone.device
+        slot_t, rank_t, position_t, ids_t = (torch.from_numpy(x).to(device) for x in (slot_ids, rank, positions, ids))
+        layout = self._cache.pass_over(slot_t, position_t, rank_t, int(counts.max()), int(positions.max()) + 1)
+        hidden = self.backbone(ids_t, position_t, layout)
+        tokens, logprobs = self._sample(hidden[torch.from_numpy(last).to(device)])
+        self.num_forward_tokens += ids.size
+        self._length[slots] += counts
+
+        finished = []
+        for slot, token, logprob in zip(slots, tokens.tolist(), logprobs.tolist(), strict=True):
+            action = self._action[slot]
+            action.append(token)
+            self._logprobs[slot].append(logprob)
+            self._new[slot] = [token]
+            if token == self.stop_token_id or len(action) >= self.max_new_tokens:
+                finished.append(
+                    FinishedAction(slot, np.array(action, np.int32), np.array(self._logprobs[slot], np.float32))
+                )
+                self._action[slot], self._logprobs[slot] = [], []
+                self._answering[slot] = False
+        return finished
+
+    def _sample(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """hidden [n, H] -> token ids [n] and their log-probs [n] under the sampler."""
+        logits = (hidden @ self.backbone.lm_head_weight.T).float() / self.temperature
+        logprobs = logits.log_softmax(-1)
+        if self.greedy:
+            tokens = logprobs.argmax(-1)
+        else:
+            # Inverse CDF in float64: one random number a row, a token of probability 0 is never drawn.
+            cdf = logprobs.double().exp().cumsum(-1)
+            point = torch.rand(cdf.shape[0], 1, dtype=cdf.dtype, device=cdf.device, generator=self.generator)
+            tokens = torch.searchsorted(cdf, point * cdf[:, -1:], right=True).squeeze(1)
+            tokens = tokens.clamp(max=cdf.shape[1] - 1)
+        return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
+
+    @torch.no_grad()
+    def sample_alternatives(self, batch: PackedBatch, turn_ids: Tensor) -> Alternatives:
+        """Fresh actions at given turns; each game is prefilled once and its branches share that prefix.
+
+        turn_ids: [B, R] int64, the turn of `batch` that branch r of game b answers, -1 for none.
+        The policy is whatever the backbone's weights are now; the distribution is that of `step`.
+        """
+        games, rows = turn_ids.shape
+        recorded = RecordingLayout(self.backbone.layout(batch.cu_seqlens, batch.lengths))
+        hidden = self.backbone(batch.input_ids, batch.position_ids, recorded)
+        used = turn_ids >= 0
+        state = batch.state_positions[turn_ids.clamp(min=0)]  # [B, R], positions in T
+        position = batch.position_ids[state].long()  # [B, R], positions in the game
+        prefix_index, prefix_mask = prefix_of(batch, position, used)
+        cache = BranchCache(recorded, prefix_index, prefix_mask, self.max_new_tokens)
+
+        tokens, logprobs = self._sample(hidden[state.flatten()])
+        action_ids = [tokens.view(games, rows)]
+        action_logprobs = [logprobs.view(games, rows)]
+        alive = used & (action_ids[0] != self.stop_token_id)
+        lengths = used.long()
+        while bool(alive.any()) and len(action_ids) < self.max_new_tokens:
+            position = position + 1
+            hidden = self.backbone(action_ids[-1].flatten(), position.flatten(), cache)
+            cache.step += 1
+            self.num_forward_tokens += games * rows
+            tokens, logprobs = self._sample(hidden)
+            action_ids.append(tokens.view(games, rows))
+            action_logprobs.append(logprobs.view(games, rows))
+            lengths += alive
+            alive = alive & (action_ids[-1] != self.stop_token_id)
+        ids = torch.stack(action_ids, -1).int()
+        real = torch.arange(ids.shape[-1], device=ids.device) < lengths[..., None]
+        return Alternatives(
+            action_ids=ids.masked_fill(~real, self.stop_token_id),
+            logprobs=torch.stack(action_logprobs, -1).masked_fill(~real, 0.0),
+            lengths=lengths,
+            turn_ids=turn_ids,
+        )

@@ -1,0 +1,35 @@
+// All that a TrajectoryBuffer must remember to go on as if it had never stopped.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace archer_fast {
+
+// Live trajectories oldest first, their turns end to end. B trajectories, N turns, T tokens, A action
+// tokens. A plain value: who holds it owns it. Booleans are bytes of 0 or 1.
+struct BufferState {
+  std::int64_t max_tokens = 0;
+  std::int64_t max_trajectories = 0;
+  std::uint64_t seed = 0;
+  std::uint64_t counter = 0;             // words the generator has drawn
+  std::int64_t first_trajectory_id = 0;  // of the oldest live trajectory; as many were evicted
+  std::int64_t first_turn_id = 0;        // of its first turn
+
+  std::vector<std::int32_t> tokens;               // [T]
+  std::vector<float> rollout_logprobs;            // [A]
+  std::vector<std::int32_t> observation_lengths;  // [N]
+  std::vector<std::int32_t> action_lengths;       // [N]
+  std::vector<float> rewards;                     // [N]
+  std::vector<std::int64_t> policy_versions;      // [N]
+  std::vector<std::int32_t> num_tokens;           // [B]
+  std::vector<std::int32_t> num_turns;            // [B]
+  std::vector<std::uint8_t> terminated;           // [B]
+  std::vector<std::uint8_t> truncated;            // [B]
+
+  // Throws std::invalid_argument that names the field where sizes, sums or bounds disagree. What lies
+  // inside one trajectory is checked by NewTrajectory::check.
+  void check() const;
+};
+
+}  // namespace archer_fast

@@ -1,0 +1,125 @@
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "example.h"
+#include "trajectory_buffer.h"
+
+using archer_fast::TrajectoryBuffer;
+using archer_fast::testing::Example;
+using Ids = std::vector<std::int64_t>;
+
+TEST_CASE("ids go on counting while whole trajectories leave, oldest first") {
+  const Example example;  // 9 tokens, 2 turns
+  TrajectoryBuffer by_tokens(20, 100, 0);
+  TrajectoryBuffer by_count(1000, 2, 0);
+  for (TrajectoryBuffer* const buffer : {&by_tokens, &by_count}) {
+    for (std::int64_t id = 0; id < 5; ++id) CHECK(buffer->push(example.view()) == id);
+    CHECK(buffer->num_trajectories() == 2);
+    CHECK(buffer->num_turns() == 4);
+    CHECK(buffer->num_tokens() == 18);
+    CHECK(buffer->num_evicted() == 3);
+    CHECK(buffer->trajectory_range().first == 3);
+    CHECK(buffer->trajectory_range().end == 5);
+    CHECK(buffer->turn_range().first == 6);
+    CHECK(buffer->turn_range().end == 10);
+  }
+}
+
+TEST_CASE("a refused push changes nothing") {
+  TrajectoryBuffer buffer(8, 4, 0);
+  Example example;
+  CHECK_THROWS_WITH_AS(buffer.push(example.view()), "tokens: wanted at most max_tokens = 8, got 9",
+                       std::invalid_argument);
+  example.tokens.pop_back();
+  CHECK(buffer.push(example.view()) == 0);
+  example.tokens[0] = -1;
+  CHECK_THROWS_AS(buffer.push(example.view()), std::invalid_argument);
+  CHECK(buffer.num_tokens() == 8);
+  CHECK(buffer.num_evicted() == 0);
+}
+
+TEST_CASE("a dead id is named with the live range") {
+  TrajectoryBuffer buffer(100, 1, 0);
+  buffer.push(Example{}.view());
+  buffer.push(Example{}.view());
+  Ids out(1);
+  CHECK_THROWS_WITH_AS(buffer.trajectory_of(Ids{1}, out), "turn_ids[0]: wanted a live id in [2, 4), got 1",
+                       std::out_of_range);
+  CHECK_THROWS_WITH_AS(buffer.collated_sizes(Ids{1, 2}), "trajectory_ids[1]: wanted a live id in [1, 2), got 2",
+                       std::out_of_range);
+  buffer.trajectory_of(Ids{3}, out);
+  CHECK(out == Ids{1});
+}
+
+TEST_CASE("a restored buffer goes on as the original would have") {
+  TrajectoryBuffer buffer(40, 10, 11);
+  for (int i = 0; i < 7; ++i) buffer.push(Example{}.view());
+  Ids ids(5);
+  buffer.sample_turns(ids);
+  const auto restored = TrajectoryBuffer::restore(buffer.state());
+  for (int i = 0; i < 3; ++i) {
+    Ids other(5);
+    buffer.sample_turns(ids);
+    restored->sample_turns(other);
+    CHECK(ids == other);
+    CHECK(buffer.push(Example{}.view()) == restored->push(Example{}.view()));
+    CHECK(buffer.turn_range().first == restored->turn_range().first);
+  }
+  const auto wanted = buffer.state(), got = restored->state();
+  CHECK(wanted.tokens == got.tokens);
+  CHECK(wanted.rollout_logprobs == got.rollout_logprobs);
+  CHECK(wanted.policy_versions == got.policy_versions);
+}
+
+TEST_CASE("a state that contradicts itself names the field") {
+  TrajectoryBuffer buffer(40, 10, 11);
+  buffer.push(Example{}.view());
+  auto state = buffer.state();
+  state.tokens.pop_back();
+  CHECK_THROWS_WITH_AS(TrajectoryBuffer::restore(state), "tokens: wanted 9 items, got 8", std::invalid_argument);
+  state = buffer.state();
+  state.max_tokens = 5;
+  CHECK_THROWS_WITH_AS(TrajectoryBuffer::restore(state), "tokens: wanted at most max_tokens = 5, got 9",
+                       std::invalid_argument);
+  state = buffer.state();
+  state.rewards[0] = 1.0F / 0.0F;
+  CHECK_THROWS_WITH_AS(TrajectoryBuffer::restore(state),
+                       "trajectory 0 of 1: rewards[0]: wanted a finite number, got inf", std::invalid_argument);
+}
+
+TEST_CASE("4 producers and 2 samplers with eviction racing") {
+  TrajectoryBuffer buffer(1000, 50, 0);
+  buffer.push(Example{}.view());
+  std::atomic<bool> stop = false;
+  std::atomic<int> wrong = 0;
+  std::vector<std::thread> samplers, producers;
+  for (int s = 0; s < 2; ++s) {
+    samplers.emplace_back([&] {
+      while (!stop) {
+        Ids turns(8), owners(8);
+        buffer.sample_turns(turns);
+        try {
+          buffer.trajectory_of(turns, owners);
+          for (std::size_t i = 0; i < 8; ++i) wrong += owners[i] != turns[i] / 2 ? 1 : 0;  // 2 turns each
+        } catch (const std::out_of_range&) {
+          continue;  // evicted since
+        }
+      }
+    });
+  }
+  for (int p = 0; p < 4; ++p) {
+    producers.emplace_back([&] {
+      for (int i = 0; i < 2000; ++i) buffer.push(Example{}.view());
+    });
+  }
+  for (std::thread& thread : producers) thread.join();
+  stop = true;
+  for (std::thread& thread : samplers) thread.join();
+  CHECK(wrong == 0);
+  CHECK(buffer.trajectory_range().end == 8001);
+  CHECK(buffer.num_trajectories() == 50);
+}

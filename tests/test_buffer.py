@@ -1,0 +1,543 @@
+"""The trajectory buffer against its plain twin, a plain model of a ring, and every bad input."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from safetensors.numpy import save_file
+
+from archer_fast import _C
+from archer_fast.buffer import TrajectoryBuffer
+from archer_fast.packing import PackedArrays, assert_invariants, empty_packed_arrays, pack_trajectories
+from archer_fast.trajectory import Trajectory, Turn
+
+
+def random_trajectory(rng: np.random.Generator, max_turns: int = 5, max_length: int = 6) -> Trajectory:
+    turns = []
+    for _ in range(rng.integers(1, max_turns + 1)):
+        observation, action = rng.integers(1, max_length + 1, size=2)
+        turns.append(
+            Turn(
+                rng.integers(0, 2**31 - 1, size=observation, dtype=np.int32),
+                rng.integers(0, 2**31 - 1, size=action, dtype=np.int32),
+                -rng.random(action, dtype=np.float32),
+                float(rng.normal()),
+                int(rng.integers(0, 2**40)),
+            )
+        )
+    final = rng.integers(0, 100, size=rng.integers(0, 4), dtype=np.int32)
+    terminated = bool(rng.random() < 0.5)
+    return Trajectory(tuple(turns), final, terminated, not terminated)
+
+
+def random_trajectories(num: int, seed: int = 0) -> list[Trajectory]:
+    rng = np.random.default_rng(seed)
+    return [random_trajectory(rng) for _ in range(num)]
+
+
+def filled(num: int = 20, max_trajectories: int = 100, seed: int = 0) -> tuple[TrajectoryBuffer, list[Trajectory]]:
+    buffer, games = TrajectoryBuffer(10_000, max_trajectories, seed), random_trajectories(num)
+    buffer.extend(games)
+    return buffer, games
+
+
+def assert_same(got: PackedArrays, wanted: PackedArrays) -> None:
+    for name in PackedArrays._fields:
+        left, right = getattr(got, name), getattr(wanted, name)
+        assert left.dtype == right.dtype, name
+        np.testing.assert_array_equal(left, right, err_msg=name)
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_collate_equals_pack_trajectories(data: st.DataObject) -> None:
+    games = random_trajectories(data.draw(st.integers(1, 8)), data.draw(st.integers(0, 2**32)))
+    buffer = TrajectoryBuffer(sum(game.num_tokens for game in games), len(games))
+    assert buffer.extend(games) == list(range(len(games)))
+    ids = data.draw(st.lists(st.integers(0, len(games) - 1), max_size=12))
+    packed = buffer.collate(ids)
+    assert_same(packed, pack_trajectories([games[i] for i in ids]))
+    assert_invariants(packed)
+
+
+def test_collate_writes_every_element_of_poisoned_arrays() -> None:
+    buffer, games = filled()
+    ids = np.arange(20)
+    core = buffer._core
+    out = empty_packed_arrays(*core.collated_sizes(ids))
+    for array in out:
+        array.fill(-123 if array.dtype != np.bool_ else True)
+    core.collate(ids, **out._asdict())
+    assert_same(out, pack_trajectories(games))
+    out.action_mask.fill(False)
+    out.terminated.fill(False)
+    out.truncated.fill(False)
+    core.collate(ids, **out._asdict())
+    assert_same(out, pack_trajectories(games))
+
+
+def test_what_is_handed_out_survives_eviction() -> None:
+    buffer, games = filled(3, max_trajectories=3)
+    packed = buffer.collate([0, 1, 2])
+    buffer.extend(random_trajectories(50, seed=1))
+    assert_same(packed, pack_trajectories(games))
+
+
+class RingMachine(RuleBasedStateMachine):
+    """Every id, size and record after any order of pushes, saves and loads, against Python lists."""
+
+    MAX_TOKENS, MAX_TRAJECTORIES = 60, 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.buffer = TrajectoryBuffer(self.MAX_TOKENS, self.MAX_TRAJECTORIES)
+        self.pushed: list[Trajectory] = []
+        self.first = 0
+
+    @rule(seed=st.integers(0, 2**32))
+    def push(self, seed: int) -> None:
+        trajectory = random_trajectory(np.random.default_rng(seed))
+        if trajectory.num_tokens > self.MAX_TOKENS:
+            with pytest.raises(ValueError, match="tokens: wanted at most max_tokens = 60, got"):
+                self.buffer.push(trajectory)
+            return
+        assert self.buffer.push(trajectory) == len(self.pushed)
+        self.pushed.append(trajectory)
+        while (
+            len(self.pushed) - self.first > self.MAX_TRAJECTORIES
+            or sum(t.num_tokens for t in self.pushed[self.first :]) > self.MAX_TOKENS
+        ):
+            self.first += 1
+
+    @rule()
+    def restore(self) -> None:
+        restored = TrajectoryBuffer.__new__(TrajectoryBuffer)
+        restored._core = _C.TrajectoryBuffer.restore(**self.buffer._core.state())
+        self.buffer = restored
+
+    @precondition(lambda self: self.pushed)
+    @rule(n=st.integers(0, 20))
+    def sample(self, n: int) -> None:
+        first, end = self.buffer.turn_range
+        turn_ids = self.buffer.sample_turns(n)
+        assert ((first <= turn_ids) & (turn_ids < end)).all()
+        n = min(n, len(self.buffer))
+        ids = self.buffer.sample_trajectories(n)
+        assert len(set(ids.tolist())) == n
+        assert_same(self.buffer.collate(ids), pack_trajectories([self.pushed[i] for i in ids]))
+
+    @invariant()
+    def agrees(self) -> None:
+        live = self.pushed[self.first :]
+        buffer = self.buffer
+        first_turn = sum(t.num_turns for t in self.pushed[: self.first])
+        num_turns = sum(t.num_turns for t in live)
+        assert len(buffer) == buffer.num_trajectories == len(live)
+        assert buffer.num_turns == num_turns
+        assert buffer.num_tokens == sum(t.num_tokens for t in live)
+        assert buffer.num_evicted == self.first
+        assert buffer.trajectory_range == (self.first, len(self.pushed))
+        assert buffer.turn_range == (first_turn, first_turn + num_turns)
+
+        owners = [self.first + b for b, t in enumerate(live) for _ in t.turns]
+        turn_ids = np.arange(first_turn, first_turn + num_turns)
+        assert buffer.trajectory_of(turn_ids).tolist() == owners
+        first_turn_ids, counts = buffer.turn_span(np.arange(self.first, len(self.pushed)))
+        assert counts.tolist() == [t.num_turns for t in live]
+        assert first_turn_ids.tolist() == [first_turn + owners.index(self.first + b) for b in range(len(live))]
+
+        records = buffer.turn_records(turn_ids)
+        last = [i + 1 == t.num_turns for t in live for i in range(t.num_turns)]
+        assert records.rewards.tolist() == [np.float32(turn.reward) for t in live for turn in t.turns]
+        assert records.turn.tolist() == [i for t in live for i in range(t.num_turns)]
+        assert records.is_last.tolist() == last
+        assert records.terminated.tolist() == [
+            is_last and self.pushed[b].terminated for b, is_last in zip(owners, last, strict=True)
+        ]
+        assert records.truncated.tolist() == [
+            is_last and self.pushed[b].truncated for b, is_last in zip(owners, last, strict=True)
+        ]
+
+
+TestRing = RingMachine.TestCase
+TestRing.settings = settings(
+    max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+def chi_square(counts: np.ndarray[Any, np.dtype[np.int64]]) -> float:
+    expected = counts.sum() / counts.size
+    return float(((counts - expected) ** 2).sum() / expected)
+
+
+# Upper 0.1 % points of chi-square with 49 degrees of freedom (tables). The seeds are fixed: no flakes.
+CRITICAL_49 = 85.35
+
+
+def one_turn_games(num: int) -> list[Trajectory]:
+    turn = Turn(np.array([1]), np.array([2]), np.array([-1.0]), 0.0, 0)
+    return [Trajectory((turn,), np.array([]), True, False) for _ in range(num)]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**64 - 1])
+def test_sample_turns_is_uniform_over_live_turns(seed: int) -> None:
+    buffer = TrajectoryBuffer(10_000, 50, seed)
+    buffer.extend(one_turn_games(80))
+    assert buffer.turn_range == (30, 80)
+    counts = np.bincount(buffer.sample_turns(50_000) - 30, minlength=50)
+    assert counts.size == 50
+    assert 20 < chi_square(counts) < CRITICAL_49  # too even is not random either
+
+
+def test_turns_of_long_games_are_not_drawn_less() -> None:
+    buffer = TrajectoryBuffer(10_000, 100, 3)
+    rng = np.random.default_rng(0)
+    while buffer.num_turns < 50:
+        game = random_trajectory(rng)
+        buffer.push(Trajectory(game.turns[: 50 - buffer.num_turns], game.final_observation_ids, True, False))
+    counts = np.bincount(buffer.sample_turns(50_000), minlength=50)
+    assert chi_square(counts) < CRITICAL_49
+
+
+def test_sample_trajectories_is_uniform_in_every_place_and_distinct() -> None:
+    buffer = TrajectoryBuffer(10_000, 50, 5)
+    buffer.extend(one_turn_games(60))
+    draws = np.stack([buffer.sample_trajectories(3) for _ in range(10_000)]) - 10
+    assert all(len(set(row)) == 3 for row in draws.tolist())
+    for place in range(3):
+        counts = np.bincount(draws[:, place], minlength=50)
+        assert counts.size == 50
+        assert chi_square(counts) < CRITICAL_49
+
+
+def test_the_same_seed_draws_the_same_on_every_machine() -> None:
+    buffer = TrajectoryBuffer(10_000, 50, seed=7)
+    buffer.extend(one_turn_games(50))
+    assert buffer.sample_turns(8).tolist() == [21, 24, 27, 45, 40, 24, 6, 42]
+    assert buffer.sample_trajectories(5).tolist() == [14, 35, 34, 21, 48]
+
+
+def test_a_loaded_buffer_goes_on_as_the_original(tmp_path: Path) -> None:
+    buffer, games = filled(30, max_trajectories=20, seed=9)
+    buffer.sample_turns(17)
+    buffer.sample_trajectories(5)
+    buffer.save(tmp_path / "buffer.safetensors")
+    loaded = TrajectoryBuffer.load(tmp_path / "buffer.safetensors")
+
+    assert (loaded.max_tokens, loaded.max_trajectories) == (10_000, 20)
+    assert loaded.num_evicted == 10
+    assert_same(loaded.collate(np.arange(10, 30)), pack_trajectories(games[10:]))
+    for game in random_trajectories(10, seed=1):
+        assert loaded.sample_turns(33).tolist() == buffer.sample_turns(33).tolist()
+        assert loaded.sample_trajectories(7).tolist() == buffer.sample_trajectories(7).tolist()
+        assert loaded.push(game) == buffer.push(game)
+        assert loaded.turn_range == buffer.turn_range
+    loaded.save(tmp_path / "again.safetensors")
+    buffer.save(tmp_path / "buffer.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "buffer.safetensors").read_bytes()
+
+
+def test_an_empty_buffer_and_the_largest_seed_are_saved_too(tmp_path: Path) -> None:
+    buffer = TrajectoryBuffer(100, 5, seed=2**64 - 1)
+    buffer.save(tmp_path / "empty")
+    loaded = TrajectoryBuffer.load(tmp_path / "empty")
+    assert len(loaded) == 0
+    for each in (buffer, loaded):
+        each.extend(one_turn_games(5))
+    assert loaded.sample_turns(20).tolist() == buffer.sample_turns(20).tolist()
+
+
+def test_save_leaves_no_temporary_file_and_keeps_the_old_one_on_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "buffer"
+    buffer, _ = filled(3)
+    buffer.save(path)
+    before = path.read_bytes()
+
+    def full_disk(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("archer_fast.buffer_file.os.fsync", full_disk)
+    buffer.push(random_trajectories(1)[0])
+    with pytest.raises(OSError, match="No space left"):
+        buffer.save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_neither_a_flipped_bit_nor_a_cut_passes_load(tmp_path: Path) -> None:
+    path = tmp_path / "buffer"
+    buffer, _ = filled(2)
+    buffer.save(path)
+    whole = path.read_bytes()
+    assert len(whole) < 4000
+    for i in range(0, len(whole), 2):
+        damaged = bytearray(whole)
+        damaged[i] ^= 1 << (i // 2 % 8)
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError) as caught:
+            TrajectoryBuffer.load(path)
+        assert str(path) in str(caught.value)
+    for length in range(0, len(whole), 31):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError) as caught:
+            TrajectoryBuffer.load(path)
+        assert str(path) in str(caught.value)
+
+
+def test_a_damaged_field_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "buffer"
+    turn = Turn(np.array([1234567]), np.array([2]), np.array([-1.0]), 0.0, 0)
+    buffer = TrajectoryBuffer(100, 5)
+    buffer.push(Trajectory((turn,), np.array([]), True, False))
+    buffer.save(path)
+    path.write_bytes(path.read_bytes().replace(np.int32(1234567).tobytes(), np.int32(1234568).tobytes()))
+    with pytest.raises(ValueError, match=rf"{path}: tokens: wanted crc32 \d+, got \d+: the file was damaged"):
+        TrajectoryBuffer.load(path)
+
+
+def test_a_missing_file_and_a_foreign_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        TrajectoryBuffer.load(tmp_path / "nowhere")
+    foreign = tmp_path / "foreign"
+    save_file({"weight": np.zeros(3)}, foreign)
+    with pytest.raises(ValueError, match=r"foreign: metadata: wanted the one entry '.*trajectory_buffer', got \[\]"):
+        TrajectoryBuffer.load(foreign)
+    for header, message in (
+        ('{"version": 2}', "foreign: version: wanted 1, got 2"),
+        ("[]", "foreign: version: wanted 1, got None"),
+        ("{", "foreign: metadata: wanted JSON, got '{'"),
+        ('{"version": 1, "scalars": {}}', "foreign: crc32: wanted a JSON object, got None"),
+        ('{"version": 1, "scalars": {}, "crc32": {}}', "foreign: scalars: wanted integers"),
+    ):
+        save_file({"weight": np.zeros(3)}, foreign, {"archer_fast.trajectory_buffer": header})
+        with pytest.raises(ValueError, match=message):
+            TrajectoryBuffer.load(foreign)
+
+
+def test_a_state_that_contradicts_itself_names_the_field() -> None:
+    buffer, _ = filled(3)
+    state = buffer._core.state()
+    for name in ("tokens", "rewards", "policy_versions", "rollout_logprobs", "observation_lengths", "terminated"):
+        with pytest.raises(ValueError, match=f"{name}: wanted"):
+            _C.TrajectoryBuffer.restore(**(state | {name: state[name][:-1]}))  # type: ignore[typeddict-item]
+    with pytest.raises(ValueError, match="first_turn_id: wanted 0 to"):
+        _C.TrajectoryBuffer.restore(**(state | {"first_turn_id": -1}))
+    with pytest.raises(ValueError, match="num_turns: wanted at most max_trajectories = 2 items, got 3"):
+        _C.TrajectoryBuffer.restore(**(state | {"max_trajectories": 2}))
+
+
+def test_bad_sizes_and_seeds() -> None:
+    with pytest.raises(ValueError, match="max_tokens: wanted at least 2, got 1"):
+        TrajectoryBuffer(1, 1)
+    with pytest.raises(ValueError, match="max_trajectories: wanted at least 1, got 0"):
+        TrajectoryBuffer(10, 0)
+    for seed in (-1, 2**64):
+        with pytest.raises(ValueError, match=r"seed: wanted 0 to 2\*\*64 - 1, got"):
+            TrajectoryBuffer(10, 1, seed)
+
+
+def core_arguments() -> dict[str, Any]:
+    return {
+        "tokens": np.array([1, 2, 3, 4, 5], np.int32),
+        "observation_lengths": np.array([1, 1], np.int32),
+        "action_lengths": np.array([1, 1], np.int32),
+        "rollout_logprobs": np.array([-1, -2], np.float32),
+        "rewards": np.array([0, 1], np.float32),
+        "policy_versions": np.array([0, 0], np.int64),
+        "terminated": True,
+        "truncated": False,
+    }
+
+
+def test_the_core_takes_what_it_should() -> None:
+    assert _C.TrajectoryBuffer(10, 1, 0).push(**core_arguments()) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("tokens", np.array([1, 2, 3], np.int32), "tokens: wanted at least observation_lengths .* = 4, got 3"),
+        ("tokens", np.array([1, -2, 3, 4], np.int32), r"tokens\[1\]: wanted a token id of 0 or more, got -2"),
+        ("tokens", np.ones(11, np.int32), "tokens: wanted at most max_tokens = 10, got 11"),
+        ("tokens", np.ones((5, 1), np.int32), "tokens: wanted 1 dimension, got 2"),
+        ("observation_lengths", np.array([], np.int32), "observation_lengths: wanted at least one turn, got none"),
+        (
+            "observation_lengths",
+            np.array([1, 0], np.int32),
+            r"observation_lengths\[1\]: wanted at least 1 token, got 0",
+        ),
+        ("action_lengths", np.array([-1, 1], np.int32), r"action_lengths\[0\]: wanted at least 1 token, got -1"),
+        ("action_lengths", np.array([1], np.int32), r"action_lengths: wanted one per turn \(2\), got 1"),
+        ("action_lengths", np.array([2**31 - 1] * 2, np.int32), "tokens: wanted at least .* = 4294967296, got 5"),
+        ("rollout_logprobs", np.zeros(3, np.float32), r"rollout_logprobs: wanted one per action token \(2\), got 3"),
+        ("rollout_logprobs", np.array([0, np.nan], np.float32), r"rollout_logprobs\[1\]: wanted a finite number"),
+        ("rewards", np.array([np.inf, 0], np.float32), r"rewards\[0\]: wanted a finite number, got inf"),
+        ("rewards", np.zeros(1, np.float32), r"rewards: wanted one per turn \(2\), got 1"),
+        ("policy_versions", np.zeros(3, np.int64), r"policy_versions: wanted one per turn \(2\), got 3"),
+        ("terminated", False, "wanted exactly one true, got terminated=0, truncated=0"),
+        ("truncated", True, "wanted exactly one true, got terminated=1, truncated=1"),
+    ],
+)
+def test_a_bad_push_is_refused_by_name_and_changes_nothing(name: str, value: Any, message: str) -> None:
+    core = _C.TrajectoryBuffer(10, 3, 0)
+    core.push(**core_arguments())
+    before = {key: np.asarray(item).tolist() for key, item in core.state().items()}
+    with pytest.raises(ValueError, match=message):
+        core.push(**(core_arguments() | {name: value}))
+    assert {key: np.asarray(item).tolist() for key, item in core.state().items()} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("tokens", lambda a: a.astype(np.int64)),
+        ("tokens", lambda a: a.astype(np.uint32)),
+        ("tokens", lambda a: a.astype(">i4")),
+        ("tokens", lambda a: a.tolist()),
+        ("tokens", lambda a: np.repeat(a, 2)[::2]),
+        ("rollout_logprobs", lambda a: a.astype(np.float64)),
+        ("rewards", lambda a: a.astype(np.float16)),
+        ("policy_versions", lambda a: a.astype(np.int32)),
+        ("terminated", lambda a: int(a)),
+        ("tokens", lambda a: None),
+    ],
+)
+def test_push_converts_nothing(name: str, change: Callable[[Any], Any]) -> None:
+    core = _C.TrajectoryBuffer(10, 3, 0)
+    arguments = core_arguments()
+    with pytest.raises(TypeError):
+        core.push(**(arguments | {name: change(arguments[name])}))
+    assert core.num_trajectories == 0
+
+
+def test_collate_refuses_what_it_could_not_write_to() -> None:
+    buffer, _ = filled(2)
+    ids = np.array([0, 1])
+    good = empty_packed_arrays(*buffer._core.collated_sizes(ids))._asdict()
+
+    def collate(**changes: Any) -> None:
+        buffer._core.collate(ids, **(good | changes))
+
+    for name, array in good.items():
+        for other in (np.zeros(array.size, np.float64), np.zeros(array.size, np.uint8), np.repeat(array, 2)[::2]):
+            with pytest.raises(TypeError):
+                collate(**{name: other})
+        with pytest.raises(ValueError, match=f"{name}: wanted length {array.size}, got {array.size - 1}"):
+            collate(**{name: array[:-1]})
+        read_only = array.copy()
+        read_only.flags.writeable = False
+        with pytest.raises(ValueError, match=f"{name}: wanted a writeable array"):
+            collate(**{name: read_only})
+        with pytest.raises(ValueError, match=f"{name}: wanted 1 dimension, got 2"):
+            collate(**{name: array[:, None]})
+    misaligned = np.empty(good["input_ids"].nbytes + 1, np.uint8)[1:].view(np.int32)
+    with pytest.raises(ValueError, match="input_ids: wanted memory aligned to 4 bytes"):
+        collate(input_ids=misaligned)
+
+
+def test_an_evicted_or_future_id_is_an_index_error_that_names_the_live_range() -> None:
+    buffer, _ = filled(5, max_trajectories=2)
+    first, end = buffer.turn_range
+    for bad in (2, 5, -1):
+        message = rf"trajectory_ids\[1\]: wanted a live id in \[3, 5\), got {bad}"
+        with pytest.raises(IndexError, match=message):
+            buffer.collate([3, bad])
+        with pytest.raises(IndexError, match=message):
+            buffer.turn_span([3, bad])
+    for bad in (first - 1, end):
+        message = rf"turn_ids\[0\]: wanted a live id in \[{first}, {end}\), got {bad}"
+        with pytest.raises(IndexError, match=message):
+            buffer.trajectory_of([bad])
+        with pytest.raises(IndexError, match=message):
+            buffer.turn_records([bad])
+
+
+def test_ids_must_be_whole_numbers_in_one_dimension() -> None:
+    buffer, _ = filled(2)
+    with pytest.raises(TypeError, match="trajectory_ids: wanted integers that fit into int64, got float64"):
+        buffer.collate([0.0, 1.0])
+    with pytest.raises(TypeError, match="turn_ids: wanted integers that fit into int64, got uint64"):
+        buffer.turn_records(np.array([0], np.uint64))
+    with pytest.raises(ValueError, match=r"turn_ids: wanted 1 dimension, got shape \(1, 1\)"):
+        buffer.trajectory_of([[0]])
+    assert buffer.trajectory_of(np.array([0], np.int16)).tolist() == [0]
+    assert buffer.trajectory_of([]).tolist() == []
+
+
+def test_bad_sample_sizes() -> None:
+    buffer = TrajectoryBuffer(100, 10)
+    assert buffer.sample_turns(0).tolist() == []
+    with pytest.raises(ValueError, match="n: wanted 0 draws from an empty buffer, got 1"):
+        buffer.sample_turns(1)
+    buffer.extend(one_turn_games(3))
+    with pytest.raises(ValueError, match="n: wanted at most 3 distinct ids, as many as are live, got 4"):
+        buffer.sample_trajectories(4)
+    for sample in (buffer.sample_turns, buffer.sample_trajectories):
+        with pytest.raises(ValueError, match="n: wanted 0 or more, got -1"):
+            sample(-1)
+        with pytest.raises(TypeError):
+            sample(1.5)  # type: ignore[arg-type]
+
+
+def test_the_face_refuses_what_float32_and_int64_cannot_hold() -> None:
+    def game(reward: float, version: Any) -> Trajectory:
+        return Trajectory(
+            (Turn(np.array([1]), np.array([2]), np.array([-1.0]), reward, version),), np.array([]), True, False
+        )
+
+    buffer = TrajectoryBuffer(100, 10)
+    with pytest.raises(ValueError, match=r"rewards\[0\]: wanted a finite number, got inf"):
+        buffer.push(game(1e300, 0))
+    with pytest.raises(TypeError):
+        buffer.push(game(0.0, 1.5))
+    assert len(buffer) == 0
+
+
+def test_pushing_and_sampling_together() -> None:
+    games = random_trajectories(64)
+    buffer = TrajectoryBuffer(2_000, 40)
+    buffer.push(games[0])
+    expected = [pack_trajectories([game]) for game in games]
+    owner_of_reward = {float(packed.rewards[0]): packed for packed in expected}
+    done = threading.Event()
+    faults: list[BaseException] = []
+    checked = [0, 0]
+
+    def produce() -> None:
+        for i in range(1500):
+            buffer.push(games[i % len(games)])
+
+    def consume(index: int) -> None:
+        try:
+            while not done.is_set() or checked[index] == 0:
+                try:
+                    packed = buffer.collate(buffer.trajectory_of(buffer.sample_turns(1)))
+                except IndexError:
+                    continue  # evicted between the two calls
+                assert_same(packed, owner_of_reward[float(packed.rewards[0])])
+                checked[index] += 1
+        except BaseException as error:
+            faults.append(error)
+
+    producers = [threading.Thread(target=produce) for _ in range(2)]
+    consumers = [threading.Thread(target=consume, args=(i,)) for i in range(2)]
+    for thread in (*consumers, *producers):
+        thread.start()
+    for thread in producers:
+        thread.join()
+    done.set()
+    for thread in consumers:
+        thread.join()
+    assert not faults
+    assert min(checked) > 0
+    assert buffer.trajectory_range[1] == 3001
