@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -141,20 +142,20 @@ def _attend_varlen(
     cu, n = layout.cu_seqlens, layout.max_seqlen
     sizes = (window - 1 if window is not None else -1, 0)  # causal: nothing to the right
     gqa = query.shape[1] != key.shape[1]
-    return varlen_attn(query, key, value, cu, cu, n, n, scale=scale, window_size=sizes, enable_gqa=gqa)  # type: ignore[return-value]
+    out = varlen_attn(query, key, value, cu, cu, n, n, scale=scale, window_size=sizes, enable_gqa=gqa)
+    return cast(Tensor, out)
 
 
 def _attend_flash_2(
     layout: PackedLayout, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
 ) -> Tensor:
     """The flash-attn package (CUDA)."""
-    from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
+    from flash_attn import flash_attn_varlen_func
 
     cu, n = layout.cu_seqlens, layout.max_seqlen
     sizes = (window - 1 if window is not None else -1, 0)
-    return flash_attn_varlen_func(  # type: ignore[no-any-return]
-        query, key, value, cu, cu, n, n, softmax_scale=scale, causal=True, window_size=sizes
-    )
+    out = flash_attn_varlen_func(query, key, value, cu, cu, n, n, softmax_scale=scale, causal=True, window_size=sizes)
+    return cast(Tensor, out)
 
 
 _ATTEND: dict[str, Callable[[PackedLayout, Tensor, Tensor, Tensor, float, int | None], Tensor]] = {
@@ -179,38 +180,45 @@ class TreeLayout:
 
     A branch token attends to its trajectory up to and including the branch's cut, and to the earlier
     tokens of its own branch: K alternative actions at each of a game's turns cost their own tokens,
-    never another copy of the history. Every branch row is `width` tokens (short ones padded behind).
+    never another copy of the history. Branch tokens are packed like all others; only attention sees
+    them on a padded grid.
 
-        trunk = two games of 5 and 4 tokens, 3 branches a game of 2 tokens each:
-        the pass runs over 9 + 2*3*2 tokens; branch 0 of game 0 with cut=3 sees tokens 0..2 of game 0.
+        trunk = two games of 5 and 4 tokens, then branches of 2, 1 (game 0) and 2 tokens (game 1): the pass
+        runs over 9 + 5 tokens; a branch of game 0 with its cut at 3 sees tokens 0..2 of game 0 and itself.
 
-    Trajectories with fewer branches than `branches_each` carry rows with cut 0 that nobody reads.
+    A game with fewer than R branches has grid rows that hold no token; they may see position 0.
     """
 
     trunk: PackedLayout
     prefix_index: Tensor  # [B, L] int64: trunk token of game b at position l (clamped to the game's last)
     prefix_mask: Tensor  # [B, R, L] bool: may branch r of game b see position l
-    branches_each: int  # R
-    width: int  # W tokens a branch
+    grid: Tensor  # [t] int64: place of each branch token in [B, R, W], flattened
+    width: int  # W, tokens of the longest branch
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         if window is not None:
             raise ValueError("branches over a sliding-window model are not supported; use a full-attention model")
         num_trunk = sum(self.trunk.lengths)
         trunk_out = self.trunk.attend(layer, query[:num_trunk], key[:num_trunk], value[:num_trunk], scale, None)
-        games, rows, width = self.prefix_index.shape[0], self.branches_each, self.width
-        shape = (games, rows, width, -1, query.shape[-1])
+        if self.grid.numel() == 0:
+            return trunk_out
+        shape = (*self.prefix_mask.shape[:2], self.width)
+        q, k, v = (self._on_grid(x[num_trunk:], shape) for x in (query, key, value))
         branch_out = branch_attention(
-            query[num_trunk:].view(shape),
+            q,
             key[:num_trunk][self.prefix_index],
             value[:num_trunk][self.prefix_index],
             self.prefix_mask,
-            key[num_trunk:].view(shape),
-            value[num_trunk:].view(shape),
-            causal_mask(width, None, query.device),
+            k,
+            v,
+            causal_mask(self.width, None, query.device),
             scale,
         )
-        return torch.cat([trunk_out, branch_out.reshape(-1, *query.shape[1:])])
+        return torch.cat([trunk_out, branch_out.reshape(-1, *query.shape[1:])[self.grid]])
+
+    def _on_grid(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        rows = x.new_zeros(math.prod(shape), *x.shape[1:])
+        return rows.index_copy(0, self.grid, x).view(*shape, *x.shape[1:])
 
 
 def branch_attention(

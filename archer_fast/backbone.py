@@ -51,9 +51,7 @@ class Backbone(nn.Module):
     Dropout is always off (log-probs must equal those of the sampler).
     """
 
-    def __init__(
-        self, model: transformers.PreTrainedModel, tokenizer: Any, attention: AttentionImpl = "auto"
-    ) -> None:
+    def __init__(self, model: transformers.PreTrainedModel, tokenizer: Any, attention: AttentionImpl = "auto") -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
@@ -140,8 +138,10 @@ def load_backbone(
         tokenizer = transformers.AutoTokenizer.from_pretrained(name_or_path)
         model = transformers.AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"model: nothing loads from {name_or_path!r}{_nearest_folder(name_or_path)}: {error}") from error
-    backbone = Backbone(model.to(device), tokenizer, attention)
+        near = _nearest_folder(name_or_path)
+        raise ValueError(f"model: nothing loads from {name_or_path!r}{near}: {error}") from error
+    cast(nn.Module, model).to(device)
+    backbone = Backbone(model, tokenizer, attention)
     return backbone, stop_token_id(tokenizer, stop_token)
 
 
@@ -168,7 +168,8 @@ def build_causal_lm(architecture: str, **config: Any) -> transformers.PreTrained
     """A randomly initialised decoder, e.g. build_causal_lm("llama", hidden_size=64, ...)."""
     if architecture not in transformers.CONFIG_MAPPING:
         near = difflib.get_close_matches(architecture, list(transformers.CONFIG_MAPPING), n=1)
-        raise ValueError(f"architecture: {architecture!r} is unknown to transformers" + (f"; did you mean {near[0]!r}?" if near else ""))
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"architecture: {architecture!r} is unknown to transformers{hint}")
     made = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(architecture, **config))
     return cast(transformers.PreTrainedModel, made)
 

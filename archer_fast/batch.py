@@ -64,6 +64,11 @@ class PackedBatch:
         return self.action_mask.nonzero().squeeze(1)
 
     @property
+    def observation_rows(self) -> Tensor:
+        """[O] int64: the environment's tokens that have a predecessor in their game."""
+        return (~self.action_mask & (self.position_ids > 0)).nonzero().squeeze(1)
+
+    @property
     def trajectory(self) -> Tensor:
         """[N] int64: the trajectory each turn belongs to."""
         counts = (self.cu_turns[1:] - self.cu_turns[:-1]).long()
@@ -113,11 +118,11 @@ def prefix_of(batch: PackedBatch, state_position: Tensor, used: Tensor) -> tuple
 class TreeBatch:
     """A packed batch whose games carry alternatives: every token once, every state and action readable.
 
-    Tokens are the batch's T, then the B*R*W of the alternatives. `layout` isolates the branches.
+    Tokens are the batch's T, then the M of the alternatives, branch after branch. `layout` isolates them.
     """
 
-    input_ids: Tensor  # [T + B*R*W] int32
-    position_ids: Tensor  # [T + B*R*W] int32
+    input_ids: Tensor  # [T + M] int32
+    position_ids: Tensor  # [T + M] int32
     layout: TreeLayout
     rows: Tensor  # [M] int64: the positions that predict an alternative's tokens, branch after branch
     target_ids: Tensor  # [M] int64: those tokens
@@ -140,18 +145,17 @@ def plant_tree(batch: PackedBatch, alternatives: Alternatives, trunk: PackedLayo
     state_in_game = batch.position_ids[state].long()
     index, mask = prefix_of(batch, state_in_game, used)
     column = torch.arange(width, device=state.device)
-    branch_positions = (state_in_game[..., None] + 1 + column).int()
-    num_trunk = batch.num_tokens
-    token = num_trunk + torch.arange(games * rows * width, device=state.device).view(games, rows, width)
+    real = column < alternatives.lengths[..., None]  # [B, R, W]
+    token = batch.num_tokens - 1 + real.flatten().cumsum(0).view(games, rows, width)  # place in T + M, where real
     # The state token predicts a branch's first token; each branch token predicts the next.
     predicting = torch.cat([state[..., None], token[..., :-1]], -1)
-    real = column < alternatives.lengths[..., None]  # [B, R, W]
     branch = (used.flatten().cumsum(0) - 1).view(games, rows, 1).expand(games, rows, width)
     last = token.gather(2, (alternatives.lengths - 1).clamp(min=0)[..., None]).squeeze(2)
+    positions = (state_in_game[..., None] + 1 + column).int()
     return TreeBatch(
-        input_ids=torch.cat([batch.input_ids, alternatives.action_ids.flatten()]),
-        position_ids=torch.cat([batch.position_ids, branch_positions.flatten()]),
-        layout=TreeLayout(trunk, index, mask, rows, width),
+        input_ids=torch.cat([batch.input_ids, alternatives.action_ids[real]]),
+        position_ids=torch.cat([batch.position_ids, positions[real]]),
+        layout=TreeLayout(trunk, index, mask, real.flatten().nonzero().squeeze(1), width),
         rows=predicting[real],
         target_ids=alternatives.action_ids[real].long(),
         branch_ids=branch[real],

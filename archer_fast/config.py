@@ -32,14 +32,22 @@ def _within(config: Any, **bounds: tuple[float, float]) -> None:
             raise ValueError(f"{name}: wanted a number from {low:g} to {high:g}, got {value}")
 
 
+# What a task is played with where nobody says otherwise: 10 objects are the paper's subset.
+_USUAL_OPTIONS: dict[str, dict[str, Any]] = {"twenty-questions": {"objects": 10}}
+
+
 @dataclass(slots=True)
 class TaskConfig:
     """What is played."""
 
     name: str = "twenty-questions"
     """A registered task (see `archer-fast envs`)."""
-    options: dict[str, Any] = field(default_factory=lambda: {"objects": 10})
-    """Options of the task, e.g. `--task.options objects 10`."""
+    options: dict[str, Any] = None  # type: ignore[assignment]  # None becomes what is usual for the task
+    """Options of the task, e.g. `--task.options objects=157 max_turns=12`; those not named keep their value."""
+
+    def __post_init__(self) -> None:
+        if self.options is None:
+            self.options = dict(_USUAL_OPTIONS.get(self.name, {}))
 
 
 @dataclass(slots=True)
@@ -125,11 +133,17 @@ class CriticConfig:
     reaches the actor's backbone; `separate`: a trunk of its own, trained with the heads."""
     value_target: ValueTarget = "behaviour"
     """a' of V's target Qbar(s, a'): the action that was taken, or a fresh sample of the policy a draw."""
+    adapt_every: int = 2
+    """Iterations between adaptations of a `frozen` trunk to the replayed games (its features are then made anew); 0: never."""
+    adapt_steps: int = 20
+    """Steps of an adaptation: language modelling of the environment's answers."""
+    adapt_games: int = 24
+    """Games a step of an adaptation."""
     hidden_size: int = 256
     """Width of the heads' two hidden layers."""
     lr: float = 1e-3
     """Learning rate of the heads."""
-    trunk_lr: float = 1e-4
+    trunk_lr: float = 1e-3
     """Learning rate of a `shared` or `separate` trunk."""
     gamma: float = 0.95
     """Discount a turn."""
@@ -145,7 +159,7 @@ class CriticConfig:
     """Gradient clipping."""
 
     def __post_init__(self) -> None:
-        _at_least(self, hidden_size=1, lr=0, trunk_lr=0, epochs=0, batch_turns=1, warmup_iterations=0, max_grad_norm=0)
+        _at_least(self, hidden_size=1, lr=0, trunk_lr=0, epochs=0, batch_turns=1, warmup_iterations=0, adapt_every=0, adapt_steps=0, adapt_games=1, max_grad_norm=0)
         _within(self, gamma=(0.0, 1.0), tau=(0.0, 1.0))
 
 
@@ -165,15 +179,19 @@ class ActorConfig:
     """Actor steps an iteration."""
     lr: float = 1e-4
     """Learning rate."""
-    normalise_advantages: bool = True
+    normalise_advantages: bool = False
     """Divide a batch's advantages by their root mean square."""
-    kl_coef: float = 0.02
+    kl_coef: float = 0.0
     """Weight of KL(policy || start)."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy of an action's tokens (a bonus)."""
+    observation_coef: float = 1.0
+    """Weight of the auxiliary loss that predicts the environment's tokens (see `actor.actor_loss`)."""
     max_grad_norm: float = 1.0
     """Gradient clipping."""
 
     def __post_init__(self) -> None:
-        _at_least(self, alternatives=2, states_per_game=1, batch_games=1, epochs=0, lr=0, kl_coef=0, max_grad_norm=0)
+        _at_least(self, alternatives=2, states_per_game=1, batch_games=1, epochs=0, lr=0, kl_coef=0, entropy_coef=0, observation_coef=0, max_grad_norm=0)
 
 
 @dataclass(slots=True)

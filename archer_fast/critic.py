@@ -28,7 +28,7 @@ class ActionFeatures(NamedTuple):
     """What Q(s, a) reads of n actions beside the state."""
 
     hidden: Tensor  # [n, H] trunk state at the action's last token
-    ref_logprob: Tensor  # [n] log p(action) under the start policy: the language model's own belief in it
+    logprob: Tensor  # [n] log p(action) under the trunk's own policy: the language model's belief in it
 
 
 class GameFeatures(NamedTuple):
@@ -82,7 +82,7 @@ class ValueHeads(nn.Module):
 
     def q_value(self, state: StateFeatures, action: ActionFeatures) -> Tensor:
         """Q1, Q2: [2, n]."""
-        belief = action.ref_logprob.float().clamp(min=-20)[:, None] / 5
+        belief = action.logprob.float().clamp(min=-20)[:, None] / 5
         x = torch.cat([self._embed(state), _unit(action.hidden), belief], -1)
         out: Tensor = self.q(x)
         return out
@@ -99,8 +99,9 @@ def _unit(hidden: Tensor) -> Tensor:
 class TurnCritic(nn.Module):
     """Online and target heads, and the trunk they read.
 
-    trunk `frozen`: the start policy's weights (shared with the reference policy, no copy); `shared`:
-    the actor's backbone; `separate`: a copy of the start policy, with a target copy of its own.
+    trunk `frozen`: weights that no value's gradient moves: the start policy's (shared with the reference, no
+    copy), or with `adapt_every` a copy that learns to predict observations between rests; `shared`: the actor's backbone; `separate`: a copy of the start
+    policy that the critic trains, with a target copy of its own.
     """
 
     def __init__(self, config: CriticConfig, actor: Backbone, reference: Backbone, seed: int) -> None:
@@ -114,6 +115,10 @@ class TurnCritic(nn.Module):
         if config.trunk == "separate":
             self.separate_trunk = reference.frozen_copy().requires_grad_(True)
             self.target_trunk = reference.frozen_copy()
+        self.adapted_trunk: Backbone | None = None
+        if config.trunk == "frozen" and config.adapt_every > 0:
+            self.adapted_trunk = reference.frozen_copy().requires_grad_(True)
+        self.trunk_version = 0
         # Borrowed, not owned: not in state_dict(), not moved with this module.
         object.__setattr__(self, "_actor", actor)
         object.__setattr__(self, "_reference", reference)
@@ -124,7 +129,9 @@ class TurnCritic(nn.Module):
         """The backbone whose hidden states the online heads read."""
         if self.separate_trunk is not None:
             return self.separate_trunk
-        return self._actor if self.config.trunk == "shared" else self._reference  # type: ignore[no-any-return]
+        if self.config.trunk == "shared":
+            return self._actor  # type: ignore[no-any-return]
+        return self.adapted_trunk if self.adapted_trunk is not None else self._reference  # type: ignore[no-any-return]
 
     @property
     def trains_trunk(self) -> bool:
@@ -149,61 +156,37 @@ def _pairs(critic: TurnCritic) -> tuple[list[Tensor], list[Tensor]]:
     return online, target
 
 
-def read_game(trunk: Backbone, batch: PackedBatch, ref_logprob: Tensor) -> GameFeatures:
-    """One packed pass of `trunk`; ref_logprob [N] as `reference_pass` gave it."""
+def token_logprobs(backbone: Backbone, hidden: Tensor, batch: PackedBatch, temperature: float) -> Tensor:
+    """Log-probs [A] of the batch's action tokens; the token at t is predicted by the state at t - 1."""
+    rows = batch.action_rows
+    targets = batch.input_ids[rows].long()
+    return linear_logprobs(hidden, backbone.lm_head_weight, targets, rows=rows - 1, temperature=temperature).logprobs
+
+
+def read_games(trunk: Backbone, batch: PackedBatch, temperature: float) -> GameFeatures:
+    """One packed pass of `trunk` -> what the critic reads of every turn."""
     hidden = trunk(batch.input_ids, batch.position_ids, trunk.layout(batch.cu_seqlens, batch.lengths))
-    return game_features(hidden, batch, ref_logprob)
-
-
-def game_features(hidden: Tensor, batch: PackedBatch, ref_logprob: Tensor) -> GameFeatures:
-    """hidden [T, H] of the batch -> features at its turn ends."""
+    with torch.no_grad():
+        logprobs = token_logprobs(trunk, hidden.detach(), batch, temperature)
+        per_turn = logprobs.new_zeros(batch.turn.shape[0])
+        per_turn.index_add_(0, batch.turn_ids[batch.action_rows].long(), logprobs)
     turns_each = (batch.cu_turns[1:] - batch.cu_turns[:-1]).long()
     return GameFeatures(
         StateFeatures(hidden[batch.state_positions], batch.turn.long()),
-        ActionFeatures(hidden[batch.action_positions], ref_logprob),
+        ActionFeatures(hidden[batch.action_positions], per_turn),
         StateFeatures(hidden[batch.final_positions], turns_each),
     )
 
 
-def action_logprobs(backbone: Backbone, hidden: Tensor, batch: PackedBatch, temperature: float) -> Tensor:
-    """Log-probs [A] of the batch's action tokens; the token at t is predicted by the state at t - 1."""
-    rows = batch.action_rows
-    targets = batch.input_ids[rows].long()
-    return linear_logprobs(
-        hidden, backbone.lm_head_weight, targets, rows=rows - 1, temperature=temperature
-    ).logprobs
-
-
 @torch.no_grad()
-def reference_pass(
-    reference: Backbone, batch: PackedBatch, temperature: float
-) -> tuple[GameFeatures, Tensor]:
-    """One frozen pass: the critic's features of the batch and the reference log-prob of each action token [A]."""
-    hidden = reference(batch.input_ids, batch.position_ids, reference.layout(batch.cu_seqlens, batch.lengths))
-    token_logprobs = action_logprobs(reference, hidden, batch, temperature)
-    per_turn = hidden.new_zeros(batch.turn.shape[0], dtype=torch.float32)
-    per_turn.index_add_(0, batch.turn_ids[batch.action_rows].long(), token_logprobs)
-    return game_features(hidden, batch, per_turn), token_logprobs
-
-
-@torch.no_grad()
-def reference_tree_pass(
-    reference: Backbone, batch: PackedBatch, tree: TreeBatch, temperature: float
+def read_tree(
+    trunk: Backbone, batch: PackedBatch, tree: TreeBatch, temperature: float
 ) -> tuple[StateFeatures, ActionFeatures, Tensor]:
-    """The same for a tree: state and action features of its branches, reference log-probs of their tokens [M]."""
-    hidden = reference(tree.input_ids, tree.position_ids, tree.layout)
+    """One pass over a tree -> what Q reads of each branch, and the log-probs [M] of their tokens under `trunk`."""
+    hidden = trunk(tree.input_ids, tree.position_ids, tree.layout)
     logprobs = linear_logprobs(
-        hidden, reference.lm_head_weight, tree.target_ids, rows=tree.rows, temperature=temperature
+        hidden, trunk.lm_head_weight, tree.target_ids, rows=tree.rows, temperature=temperature
     ).logprobs
     per_branch = logprobs.new_zeros(tree.num_branches).index_add_(0, tree.branch_ids, logprobs)
-    state, action = tree_features(hidden, batch, tree, per_branch)
-    return state, action, logprobs
-
-
-def tree_features(
-    hidden: Tensor, batch: PackedBatch, tree: TreeBatch, ref_logprob: Tensor
-) -> tuple[StateFeatures, ActionFeatures]:
-    """hidden [T + B*R*W, H] of the tree -> what Q reads of each branch."""
-    turn = batch.turn[tree.turn_ids].long()
-    state = StateFeatures(hidden[tree.state_positions], turn)
-    return state, ActionFeatures(hidden[tree.action_positions], ref_logprob)
+    state = StateFeatures(hidden[tree.state_positions], batch.turn[tree.turn_ids].long())
+    return state, ActionFeatures(hidden[tree.action_positions], per_branch), logprobs

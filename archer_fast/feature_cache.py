@@ -22,11 +22,15 @@ class FeatureCache:
         self._live_games = (0, 0)
         self._state = torch.zeros(1024, trunk_size, device=device)
         self._action = torch.zeros(1024, trunk_size, device=device)
-        self._ref_logprob = torch.zeros(1024, device=device)
+        self._logprob = torch.zeros(1024, device=device)
         self._final = torch.zeros(128, trunk_size, device=device)
 
     def insert(
-        self, features: GameFeatures, first_turn: int, first_game: int, live_turns: tuple[int, int],
+        self,
+        features: GameFeatures,
+        first_turn: int,
+        first_game: int,
+        live_turns: tuple[int, int],
         live_games: tuple[int, int],
     ) -> None:
         """Features of games just pushed: their turns are first_turn.., their trajectories first_game.. .
@@ -38,7 +42,7 @@ class FeatureCache:
         for ring, values, first, low in (
             (self._state, features.state.hidden, first_turn, live_turns[0]),
             (self._action, features.action.hidden, first_turn, live_turns[0]),
-            (self._ref_logprob, features.action.ref_logprob, first_turn, live_turns[0]),
+            (self._logprob, features.action.logprob, first_turn, live_turns[0]),
             (self._final, features.final.hidden, first_game, live_games[0]),
         ):
             ids = torch.arange(first, first + values.shape[0], device=values.device)
@@ -51,7 +55,7 @@ class FeatureCache:
 
     def actions(self, turn_ids: Tensor) -> ActionFeatures:
         at = turn_ids % self._state.shape[0]
-        return ActionFeatures(self._action[at], self._ref_logprob[at])
+        return ActionFeatures(self._action[at], self._logprob[at])
 
     def next_states(self, turn_ids: Tensor, turn: Tensor, is_last: Tensor, trajectory_ids: Tensor) -> StateFeatures:
         """The state after each action: the next turn's, or the game's final observation."""
@@ -61,7 +65,7 @@ class FeatureCache:
 
     def _reserve(self, live_turns: tuple[int, int], live_games: tuple[int, int]) -> None:
         for names, live, old_live in (
-            (("_state", "_action", "_ref_logprob"), live_turns, self._live_turns),
+            (("_state", "_action", "_logprob"), live_turns, self._live_turns),
             (("_final",), live_games, self._live_games),
         ):
             for name in names:
@@ -81,7 +85,7 @@ class FeatureCache:
         return {
             "state": self._state,
             "action": self._action,
-            "ref_logprob": self._ref_logprob,
+            "logprob": self._logprob,
             "final": self._final,
             "live": torch.tensor([*self._live_turns, *self._live_games, self.trunk_version]),
         }
@@ -89,6 +93,6 @@ class FeatureCache:
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         device = self._state.device
         self._state, self._action = tensors["state"].to(device), tensors["action"].to(device)
-        self._ref_logprob, self._final = tensors["ref_logprob"].to(device), tensors["final"].to(device)
+        self._logprob, self._final = tensors["logprob"].to(device), tensors["final"].to(device)
         live = tensors["live"].tolist()
         self._live_turns, self._live_games, self.trunk_version = (live[0], live[1]), (live[2], live[3]), live[4]

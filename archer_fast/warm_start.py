@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +32,7 @@ def clone(
     games: Sequence[Trajectory],
     config: WarmStartConfig,
     seed: int,
-    on_step: Callable[[int, dict[str, float]], Any] = lambda step, metrics: None,
+    on_step: Callable[[int], object] = lambda step: None,
 ) -> dict[str, float]:
     """Train every weight of `backbone` to predict the games' tokens; returns the last metrics.
 
@@ -72,7 +71,7 @@ def clone(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        if step % 20 == 0 or step == config.steps - 1:
+        if step == config.steps - 1:
             metrics = {"action_loss": action_loss.item(), "observation_loss": observation_loss.item()}
-            on_step(step, metrics)
+        on_step(step)
     return metrics

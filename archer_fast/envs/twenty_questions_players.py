@@ -59,22 +59,22 @@ class RandomQuestionPlayer(_Reasoner):
 class MediocrePlayer(_Reasoner):
     """The teacher of behaviour cloning: knows the words of the game, listens some of the time, repeats itself."""
 
-    guess_share = 0.13  # turns spent on a guess
-    listening_share = 0.4  # guesses that fit the answers so far
-    informative_share = 0.2  # questions picked as the best of a handful
-    handful = 8
+    guess_share = 0.2  # turns spent on a guess
+    listening_share = 0.1  # guesses that fit the answers so far
+
+    def reset(self, seed: int, env_options: Mapping[str, Any]) -> None:
+        """Begin a game; questions are drawn by how evenly they part the task's objects, whatever was answered."""
+        super().reset(seed, env_options)
+        half = len(self._objects)
+        shares = [(a.mask & self._possible).bit_count() / half for a in self._table.attributes]
+        self._weights = [(p * (1 - p)) ** 2 for p in shares]
 
     def _choose(self) -> tuple[str, int]:
         rng = self._rng
         if rng.random() < self.guess_share:
             fitting = self._consistent() if rng.random() < self.listening_share else None
             return self._guess(rng.choice(fitting or self._objects))
-        attribute = rng.choice(self._table.attributes)
-        if rng.random() < self.informative_share:
-            attribute = min(
-                (rng.choice(self._table.attributes) for _ in range(self.handful)),
-                key=lambda candidate: self._imbalance(candidate.mask),
-            )
+        attribute = rng.choices(self._table.attributes, self._weights)[0]
         return rng.choice(attribute.phrasings), attribute.mask
 
 

@@ -132,32 +132,38 @@ class EmbeddedEngine:
         games, rows = turn_ids.shape
         recorded = RecordingLayout(self.backbone.layout(batch.cu_seqlens, batch.lengths))
         hidden = self.backbone(batch.input_ids, batch.position_ids, recorded)
+        self.num_forward_tokens += batch.num_tokens
         used = turn_ids >= 0
         state = batch.state_positions[turn_ids.clamp(min=0)]  # [B, R], positions in T
         position = batch.position_ids[state].long()  # [B, R], positions in the game
         prefix_index, prefix_mask = prefix_of(batch, position, used)
         cache = BranchCache(recorded, prefix_index, prefix_mask, self.max_new_tokens)
 
-        tokens, logprobs = self._sample(hidden[state.flatten()])
-        action_ids = [tokens.view(games, rows)]
-        action_logprobs = [logprobs.view(games, rows)]
-        alive = used & (action_ids[0] != self.stop_token_id)
-        lengths = used.long()
-        while bool(alive.any()) and len(action_ids) < self.max_new_tokens:
-            position = position + 1
-            hidden = self.backbone(action_ids[-1].flatten(), position.flatten(), cache)
+        ids = torch.full((games * rows, self.max_new_tokens), self.stop_token_id, device=state.device)
+        recorded_logprobs = torch.zeros(games * rows, self.max_new_tokens, device=state.device)
+        lengths = torch.zeros(games * rows, dtype=torch.int64, device=state.device)
+        alive = used.flatten().nonzero().squeeze(1)  # rows still being sampled
+        in_cache = torch.arange(games * rows, device=state.device)  # rows the cache carries
+        predicting = hidden[state.flatten()[alive]]
+        position = position.flatten()
+        for step in range(self.max_new_tokens):
+            tokens, logprobs = self._sample(predicting)
+            ids[alive, step], recorded_logprobs[alive, step] = tokens, logprobs
+            lengths[alive] += 1
+            alive = alive[tokens != self.stop_token_id]
+            if alive.numel() == 0 or step + 1 == self.max_new_tokens:
+                break
+            if 4 * alive.numel() < in_cache.numel():  # only stragglers are left: stop dragging the others along
+                cache.keep(torch.searchsorted(in_cache, alive))
+                in_cache = alive
+            new = self.backbone(ids[in_cache, step], position[in_cache] + 1 + step, cache)
             cache.step += 1
-            self.num_forward_tokens += games * rows
-            tokens, logprobs = self._sample(hidden)
-            action_ids.append(tokens.view(games, rows))
-            action_logprobs.append(logprobs.view(games, rows))
-            lengths += alive
-            alive = alive & (action_ids[-1] != self.stop_token_id)
-        ids = torch.stack(action_ids, -1).int()
-        real = torch.arange(ids.shape[-1], device=ids.device) < lengths[..., None]
+            self.num_forward_tokens += in_cache.numel()
+            predicting = new[torch.searchsorted(in_cache, alive)]
+        width = max([1, *lengths.tolist()])
         return Alternatives(
-            action_ids=ids.masked_fill(~real, self.stop_token_id),
-            logprobs=torch.stack(action_logprobs, -1).masked_fill(~real, 0.0),
-            lengths=lengths,
+            action_ids=ids[:, :width].int().view(games, rows, width),
+            logprobs=recorded_logprobs[:, :width].view(games, rows, width),
+            lengths=lengths.view(games, rows),
             turn_ids=turn_ids,
         )

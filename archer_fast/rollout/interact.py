@@ -18,6 +18,8 @@ from archer_fast.trajectory import Trajectory, Turn
 
 logger = logging.getLogger(__name__)
 
+_MAX_REWARD = float(np.finfo(np.float32).max)  # rewards are stored as float32
+
 
 class FinishedAction(NamedTuple):
     """An action that an engine has finished sampling."""
@@ -106,9 +108,12 @@ def play_games(
             index, seed = waiting.pop()
             env = make_env()
             try:
-                ids = encode(guard.call(env, env.reset, seed, env_options))
+                first = guard.call(env, env.reset, seed, env_options)
+                if not isinstance(first, str):
+                    raise _EnvFault(f"reset: wanted text of type str, got {type(first).__name__}")
+                ids = encode(first)
                 if not ids:
-                    raise ValueError("reset returned an empty text; the first observation must have tokens")
+                    raise _EnvFault(f"reset: wanted an observation of at least one token, got {first!r:.80}")
             except _EnvFault as fault:
                 drop(seed, str(fault))
                 continue
@@ -131,13 +136,18 @@ def play_games(
         start(slot)
 
     for slot in range(engine.num_slots):
+        engine.release(slot)  # an interrupted call may have left games behind
         start(slot)
     while running:
         for slot, action_ids, logprobs in engine.step():
             game = running[slot]
-            text = decode(action_ids[:-1] if action_ids[-1] == engine.stop_token_id else action_ids)
+            ids: list[int] = action_ids.tolist()
+            text = decode(ids[:-1] if ids[-1] == engine.stop_token_id else ids)
             try:
                 result = _checked(guard.call(game.env, game.env.step, text))
+                reply = encode(result.text)
+                if not (reply or result.terminated or result.truncated):
+                    raise _EnvFault(f"step: wanted an observation of at least one token, got {result.text!r:.80}")
             except _EnvFault as fault:
                 del running[slot]
                 engine.release(slot)
@@ -147,7 +157,6 @@ def play_games(
             observation_ids = np.array(game.pending, np.int32)
             game.turns.append(Turn(observation_ids, action_ids, logprobs, float(result.reward), policy_version))
             _count(game.kinds, result.info)
-            reply = encode(result.text)
             if result.terminated or result.truncated:
                 room = engine.room(slot)
                 finish(slot, game, reply[:room], result.terminated, result.info)
@@ -185,11 +194,12 @@ def _checked(result: Any) -> StepResult:
         reward = float(reward)
     except (TypeError, ValueError):
         raise _EnvFault(f"step: wanted a number for reward, got {reward!r:.80}") from None
-    if not text and not (terminated or truncated):
-        raise _EnvFault("step: returned an empty text; wanted at least a line break while the game goes on")
-    if not np.isfinite(reward):
-        raise _EnvFault(f"step: wanted a finite reward, got {reward}")
-    return StepResult(text, reward, bool(terminated), bool(truncated), info if info is not None else {})
+    if not abs(reward) <= _MAX_REWARD:  # NaN too
+        raise _EnvFault(f"step: wanted a finite float32 reward, got {reward}")
+    info = {} if info is None else info
+    if not isinstance(info, Mapping):
+        raise _EnvFault(f"step: wanted a mapping for info, got {type(info).__name__}")
+    return StepResult(text, reward, bool(terminated), bool(truncated), dict(info))
 
 
 class _Guard:

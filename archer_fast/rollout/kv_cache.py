@@ -123,7 +123,7 @@ def _grid_attention(
     Plain matrix products, grouped by key-value head: on CPU faster than torch's masked
     scaled_dot_product_attention for one or two queries a row (.20 against .93 ms at 128 rows, L = 40, width 2).
     """
-    t, h, d = query.shape
+    h, d = query.shape[1:]
     g, width = key.shape[1], hidden_keys.shape[3]
     q = query.new_zeros(num_rows * width, h, d)
     q[grid] = query * scale
@@ -166,6 +166,16 @@ class BranchCache:
         self._values = [torch.zeros_like(k) for k in self._keys]
         self.step = 0
 
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some rows alone (rows [k] int64 into the flattened [B, R]); each then has its prefix to itself."""
+        game = rows // self._shape[1]
+        self.prefix_keys = [k[game] for k in self.prefix_keys]
+        self.prefix_values = [v[game] for v in self.prefix_values]
+        self.prefix_mask = self.prefix_mask.flatten(0, 1)[rows, None]
+        self._keys = [k.flatten(0, 1)[rows, None] for k in self._keys]
+        self._values = [v.flatten(0, 1)[rows, None] for v in self._values]
+        self._shape = (rows.numel(), 1, 1)
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         if window is not None:
             raise ValueError("branches over a sliding-window model are not supported; use a full-attention model")
@@ -182,4 +192,4 @@ class BranchCache:
             causal_mask(end, None, query.device)[-1:],
             scale,
         )
-        return out.view(query.shape)
+        return out.reshape(query.shape)

@@ -1,0 +1,80 @@
+# Every target works from a bare clone: it makes .venv first, and a second run installs nothing.
+#
+#   PYTHON=python3.12   interpreter of .venv (>= 3.10; only read when .venv is made)
+#   TORCH="torch==2.13.0"   the torch requirement, instead of the choice by GPU
+#   ARGS="--help"       handed to `archer-fast train`, or to pytest by test, test-all and bench
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help install train test test-all test-pythons test-cpp test-python bench lint types format clean
+
+PYTHON ?=
+TORCH ?=
+ARGS ?=
+BIN := .venv/bin
+CPP := $(wildcard csrc/*.cpp csrc/*.h)
+CPP_ALL := $(CPP) $(wildcard csrc/tests/*.cpp csrc/tests/*.h)
+
+help:
+	@printf '%s\n' \
+	  'make train      install, then train the default agent   (ARGS="..." for archer-fast train)' \
+	  'make test       every check but the slow tests          (ARGS="..." for pytest)' \
+	  'make test-all   every check, slow tests too; those of a GPU where there is one' \
+	  'make bench      the benchmarks' \
+	  'make lint       formatting, ruff, clang-format, types' \
+	  'make format     rewrite the sources in their format' \
+	  'make clean      remove what was built; .venv stays'
+
+# Stamps: what a file of .venv was made from. `run` trains, `dev` checks.
+.venv/.run: pyproject.toml scripts/install.sh
+	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" scripts/install.sh run
+	@touch $@
+
+.venv/.dev: .venv/.run
+	@scripts/install.sh dev
+	@touch $@
+
+.venv/.built: .venv/.run setup.py CMakeLists.txt $(CPP)
+	@scripts/install.sh build
+	@touch $@
+
+install: .venv/.run .venv/.built
+
+train: install
+	@$(BIN)/archer-fast train $(ARGS)
+
+test: lint test-cpp test-pythons test-python
+
+test-all: lint test-cpp test-pythons .venv/.dev .venv/.built
+	@$(BIN)/pytest $(ARGS)
+
+test-python: .venv/.dev .venv/.built
+	@$(BIN)/pytest -m "not slow and not gpu" $(ARGS)
+
+# The part without torch, on the oldest and the newest Python of this machine.
+test-pythons:
+	@scripts/test_pythons.sh
+
+test-cpp: .venv/.run
+	@scripts/test_cpp.sh
+
+bench: .venv/.dev .venv/.built
+	@$(BIN)/pytest benchmarks/bench_*.py --benchmark-only --benchmark-autosave --benchmark-storage=file://.benchmarks $(ARGS)
+
+lint: .venv/.dev .venv/.built
+	@echo "== ruff, clang-format, mypy"
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/clang-format --dry-run -Werror $(CPP_ALL)
+	@$(BIN)/mypy --strict archer_fast
+
+format: .venv/.dev
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/clang-format -i $(CPP_ALL)
+
+clean:
+	rm -rf build dist *.egg-info .venv-* .venv/.built archer_fast/*.so .benchmarks .hypothesis .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,313 @@
+"""ArCHer: a turn-level double critic off-policy, a token-level actor credited by it (arXiv 2402.19446)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from archer_fast.actor import actor_loss, observation_loss
+from archer_fast.advantages import centre_by_state
+from archer_fast.backbone import Backbone
+from archer_fast.batch import Alternatives, PackedBatch, TreeBatch, plant_tree
+from archer_fast.buffer import TrajectoryBuffer
+from archer_fast.config import Config
+from archer_fast.critic import (
+    ActionFeatures,
+    StateFeatures,
+    TurnCritic,
+    read_games,
+    read_tree,
+)
+from archer_fast.feature_cache import FeatureCache
+from archer_fast.losses import double_critic_loss, td_target
+from archer_fast.meters import Meters
+from archer_fast.optim import GuardedStep
+from archer_fast.rollout.embedded import EmbeddedEngine
+from archer_fast.trajectory import Trajectory
+
+GAMES_A_PASS = 64  # of the passes that fill the feature cache
+
+
+
+class Archer:
+    """The learner's state and its two phases: `insert`, then `update_critic`, then `update_actor`."""
+
+    def __init__(
+        self, config: Config, actor: Backbone, reference: Backbone, engine: EmbeddedEngine, buffer: TrajectoryBuffer
+    ) -> None:
+        self.config = config
+        self.actor, self.reference, self.engine, self.buffer = actor, reference, engine, buffer
+        self.critic = TurnCritic(config.critic, actor, reference, seed=config.seed + 1)
+        self.cache = FeatureCache(actor.hidden_size, actor.device)
+        self.rng = np.random.default_rng([config.seed, 2])  # which turns of a game the actor visits
+        c, a, patience = config.critic, config.actor, config.max_skipped_steps
+        head_groups = [
+            {"params": list(self.critic.heads.parameters()), "lr": c.lr},
+            {"params": self.critic.trained_trunk_parameters(), "lr": c.trunk_lr},
+        ]
+        self.critic_step = GuardedStep("critic", head_groups, c.max_grad_norm, patience)
+        actor_group = [{"params": list(actor.parameters()), "lr": a.lr}]
+        self.actor_step = GuardedStep("actor", actor_group, a.max_grad_norm, patience)
+        self.adapt_step: GuardedStep | None = None
+        if self.critic.adapted_trunk is not None:
+            adapt_group = [{"params": list(self.critic.adapted_trunk.parameters()), "lr": c.trunk_lr}]
+            self.adapt_step = GuardedStep("adapt", adapt_group, c.max_grad_norm, patience)
+
+    def insert(self, trajectories: list[Trajectory]) -> None:
+        """Store games in the buffer; a frozen trunk reads them once, for as long as its weights stay."""
+        first = self.buffer.trajectory_range[1]
+        self.buffer.extend(trajectories)
+        if not self.critic.trains_trunk:
+            self._cache_features(first)
+
+    def adapt_trunk(self, meters: Meters) -> None:
+        """Let a frozen critic trunk learn what the environment answers in the replayed games, then read them anew.
+
+        Self-supervised: no value, no reward. It is what makes features tell actions apart at states that
+        the start policy never saw; between two calls the trunk rests and its features are cached.
+        """
+        c, trunk = self.config.critic, self.critic.adapted_trunk
+        assert trunk is not None and self.adapt_step is not None, "adapt_every is 0 or the trunk is not frozen"
+        for _ in range(c.adapt_steps):
+            games = np.sort(self.buffer.sample_trajectories(min(c.adapt_games, len(self.buffer))))
+            batch = self._collate(games)
+            hidden = trunk(batch.input_ids, batch.position_ids, trunk.layout(batch.cu_seqlens, batch.lengths))
+            loss = observation_loss(trunk, hidden, batch)
+            meters.add(trunk_observation_loss=loss.detach())
+            meters.count(processed_tokens=batch.num_tokens)
+            self.adapt_step(loss, meters, games)
+        self.adapt_step.check(meters)
+        self.critic.trunk_version += 1
+        self._cache_features(self.buffer.trajectory_range[0])
+
+    def _cache_features(self, first: int) -> None:
+        """Features of the live games from id `first` on."""
+        low, end = self.buffer.trajectory_range
+        for start in range(max(first, low), end, GAMES_A_PASS):
+            games = np.arange(start, min(start + GAMES_A_PASS, end))
+            with torch.no_grad():
+                features = read_games(self.critic.trunk, self._collate(games), self.config.rollout.temperature)
+            first_turn = int(self.buffer.turn_span(games[:1])[0][0])
+            self.cache.insert(features, first_turn, start, self.buffer.turn_range, self.buffer.trajectory_range)
+        self.cache.trunk_version = self.critic.trunk_version
+
+    def update_critic(self, meters: Meters, on_step: Callable[[], object] = lambda: None) -> None:
+        """`epochs` gradient steps on replayed transitions, the target moved after each."""
+        c = self.config.critic
+        draws = [self._draw_transitions() for _ in range(c.epochs)]
+        fresh = self._fresh_actions(draws) if c.value_target == "resample" else None
+        for epoch, turn_ids in enumerate(draws):
+            loss = self._critic_loss(turn_ids, None if fresh is None else fresh[epoch], meters)
+            self.critic_step(loss, meters, self.buffer.trajectory_of(turn_ids))
+            self.critic.update_targets()
+            on_step()
+        self.critic_step.check(meters)
+
+    def update_actor(self, newest: int, meters: Meters, on_step: Callable[[], object] = lambda: None) -> None:
+        """`epochs` policy-gradient steps on fresh alternatives; `newest`: this iteration's number of games."""
+        a = self.config.actor
+        for _ in range(a.epochs):
+            games = self._choose_games(newest)
+            batch = self._collate(games)
+            alternatives = self.engine.sample_alternatives(batch, self._choose_states(batch))
+            state, action, tree = self._read_alternatives(batch, alternatives)
+            with torch.no_grad():
+                q = self.critic.heads.q_value(state, action).amin(0)
+                advantages = centre_by_state(q, tree.turn_ids, batch.turn.shape[0])
+            ref_logprobs = None
+            if a.kl_coef > 0:
+                ref_logprobs = read_tree(self.reference, batch, tree, self.config.rollout.temperature)[2]
+            out = actor_loss(
+                self.actor,
+                batch,
+                tree,
+                advantages,
+                ref_logprobs,
+                temperature=self.config.rollout.temperature,
+                kl_coef=a.kl_coef,
+                entropy_coef=a.entropy_coef,
+                observation_coef=a.observation_coef,
+                normalise_advantages=a.normalise_advantages,
+            )
+            meters.add(
+                actor_loss=out.policy_loss,
+                entropy=out.entropy,
+                observation_loss=out.observation_loss,
+                advantage_std=advantages.std(),
+                q_fresh=q.mean(),
+            )
+            meters.count(processed_tokens=tree.input_ids.numel(), useful_tokens=tree.rows.numel())
+            self.actor_step(out.loss, meters, games)
+            on_step()
+        self.actor_step.check(meters)
+
+    # -- checkpoints -------------------------------------------------------------------------------
+
+    def _steps(self) -> dict[str, GuardedStep]:
+        steps = {"critic": self.critic_step, "actor": self.actor_step}
+        return steps if self.adapt_step is None else {**steps, "adapt": self.adapt_step}
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Everything but the policy, the buffer and `state_numbers` that an exact resume needs."""
+        tensors = {f"critic.{k}": v for k, v in self.critic.state_dict().items()}
+        tensors |= {f"cache.{k}": v for k, v in self.cache.state_dict().items()}
+        for name, step in self._steps().items():
+            tensors |= {f"optimizer.{name}.{k}": v for k, v in step.state_tensors().items()}
+        return tensors
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of `state_tensors`; KeyError or RuntimeError names what is missing or misshapen."""
+
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        mine = {k for k in self.critic.state_dict()}
+        saved = under("critic.")
+        if mine != saved.keys():
+            raise KeyError(f"critic.{sorted(mine ^ saved.keys())[0]}")
+        self.critic.load_state_dict(saved, strict=False)
+        self.cache.load_state_dict(under("cache."))
+        for name, step in self._steps().items():
+            step.load_state_tensors(under(f"optimizer.{name}."))
+
+    def state_numbers(self) -> dict[str, Any]:
+        """Counters and random states as plain values."""
+        return {
+            "rng": self.rng.bit_generator.state,
+            "trunk_version": self.critic.trunk_version,
+            "steps": {name: [s.num_steps, s.skipped_in_a_row] for name, s in self._steps().items()},
+        }
+
+    def load_state_numbers(self, numbers: dict[str, Any]) -> None:
+        self.rng.bit_generator.state = numbers["rng"]
+        self.critic.trunk_version = numbers["trunk_version"]
+        for name, step in self._steps().items():
+            step.num_steps, step.skipped_in_a_row = numbers["steps"][name]
+
+    # -- critic ------------------------------------------------------------------------------------
+
+    def _draw_transitions(self) -> np.ndarray:
+        """Turn ids of one critic step: uniform over turns, or all turns of whole games for a trained trunk."""
+        if not self.critic.trains_trunk:
+            return self.buffer.sample_turns(self.config.critic.batch_turns)
+        num_games = max(1, round(self.config.critic.batch_turns * len(self.buffer) / self.buffer.num_turns))
+        games = self.buffer.sample_trajectories(min(num_games, len(self.buffer)))
+        first, count = self.buffer.turn_span(games)
+        return np.concatenate([np.arange(f, f + n) for f, n in zip(first, count, strict=True)])
+
+    def _critic_loss(self, turn_ids: np.ndarray, fresh: ActionFeatures | None, meters: Meters) -> Tensor:
+        records = self.buffer.turn_records(turn_ids)
+        device = self.actor.device
+        ids = torch.from_numpy(turn_ids).to(device)
+        turn = torch.from_numpy(records.turn).to(device).long()
+        is_last = torch.from_numpy(records.is_last).to(device)
+        games = torch.from_numpy(self.buffer.trajectory_of(turn_ids)).to(device)
+        if self.critic.trains_trunk:
+            state, action, next_state, target_state, target_action = self._read_trained_trunk(turn_ids)
+        else:
+            assert self.cache.trunk_version == self.critic.trunk_version, "features of other weights"
+            state = target_state = self.cache.states(ids, turn)
+            action = target_action = self.cache.actions(ids)
+            next_state = self.cache.next_states(ids, turn, is_last, games)
+        rewards = torch.from_numpy(records.rewards).to(device)
+        terminated = torch.from_numpy(records.terminated).to(device)
+        with torch.no_grad():
+            target = self.critic.target_heads
+            q_target = td_target(rewards, target.value(next_state), terminated, self.config.critic.gamma)
+            v_target = target.q_value(target_state, target_action if fresh is None else fresh)
+        q = self.critic.heads.q_value(state, action)
+        v = self.critic.heads.value(state)
+        out = double_critic_loss(q, v, q_target, v_target)
+        variance = q_target.var()
+        meters.add(
+            critic_loss=out.loss.detach(),
+            q_loss=(out.q1 + out.q2).detach() / 2,
+            v_loss=(out.v1 + out.v2).detach() / 2,
+            q_mean=q.detach().mean(),
+            explained_variance=1 - (q.detach() - q_target).var() / variance.clamp(min=1e-6),
+        )
+        return out.loss
+
+    def _read_trained_trunk(
+        self, turn_ids: np.ndarray
+    ) -> tuple[StateFeatures, ActionFeatures, StateFeatures, StateFeatures, ActionFeatures]:
+        """Features of whole games from a trunk that trains; targets read the target trunk where there is one."""
+        batch = self._collate(np.unique(self.buffer.trajectory_of(turn_ids)))
+        temperature = self.config.rollout.temperature
+        online = read_games(self.critic.trunk, batch, temperature)
+        with torch.no_grad():
+            target_trunk = self.critic.target_trunk
+            target = online if target_trunk is None else read_games(target_trunk, batch, temperature)
+            following = target.state.hidden.roll(-1, 0)  # of a game's last turn: not the next state, see below
+            final = target.final.hidden[batch.trajectory]
+            next_hidden = torch.where(batch.is_last[:, None], final, following)
+        next_state = StateFeatures(next_hidden, online.state.turn + 1)
+        return online.state, online.action, next_state, target.state, target.action
+
+    @torch.no_grad()
+    def _fresh_actions(self, draws: list[np.ndarray]) -> list[ActionFeatures]:
+        """a' ~ pi(.|s) for every draw of the coming epochs, in a few large batches: the policy rests meanwhile."""
+        sizes = [d.size for d in draws]
+        wanted = np.concatenate(draws)
+        owner = self.buffer.trajectory_of(wanted)
+        hidden = torch.empty(wanted.size, self.actor.hidden_size, device=self.actor.device)
+        logprob = torch.empty(wanted.size, device=self.actor.device)
+        games, inverse, counts = np.unique(owner, return_inverse=True, return_counts=True)
+        by_count = np.argsort(counts, kind="stable")
+        for chunk in np.array_split(by_count, max(1, -(-games.size // self.config.actor.batch_games))):
+            chosen = np.sort(chunk)
+            batch = self._collate(games[chosen])
+            row_of_game = np.full(games.size, -1)
+            row_of_game[chosen] = np.arange(chosen.size)
+            places = np.nonzero(row_of_game[inverse] >= 0)[0]
+            rows = row_of_game[inverse[places]]
+            order = np.argsort(rows, kind="stable")
+            places, rows = places[order], rows[order]
+            column = np.arange(rows.size) - np.searchsorted(rows, rows)
+            first_turn = self.buffer.turn_span(games[chosen])[0]
+            turn_in_batch = batch.cu_turns[:-1].cpu().numpy()[rows] + (wanted[places] - first_turn[rows])
+            turn_ids = np.full((chosen.size, counts[chosen].max()), -1, np.int64)
+            turn_ids[rows, column] = turn_in_batch
+            alternatives = self.engine.sample_alternatives(batch, torch.from_numpy(turn_ids).to(self.actor.device))
+            _, action, _ = self._read_alternatives(batch, alternatives)
+            at = torch.from_numpy(places).to(self.actor.device)
+            hidden[at], logprob[at] = action.hidden.float(), action.logprob
+        return [
+            ActionFeatures(h, lp) for h, lp in zip(hidden.split(sizes), logprob.split(sizes), strict=True)
+        ]
+
+    # -- actor -------------------------------------------------------------------------------------
+
+    def _choose_games(self, newest: int) -> np.ndarray:
+        first, end = self.buffer.trajectory_range
+        num = self.config.actor.batch_games
+        if self.config.actor.data == "on_policy":
+            pool = np.arange(max(first, end - newest), end)
+            return np.sort(self.rng.permutation(pool)[:num])
+        return np.sort(self.buffer.sample_trajectories(min(num, end - first)))
+
+    def _choose_states(self, batch: PackedBatch) -> Tensor:
+        """[B, S*K] int64: S turns of each game, drawn without replacement, each K times; -1 where a game is short."""
+        a = self.config.actor
+        turn_ids = np.full((len(batch.lengths), a.states_per_game), -1, np.int64)
+        first = 0
+        for row, count in enumerate(batch.num_turns):
+            chosen = np.sort(self.rng.permutation(count)[: a.states_per_game])
+            turn_ids[row, : chosen.size] = first + chosen
+            first += count
+        return torch.from_numpy(np.repeat(turn_ids, a.alternatives, axis=1)).to(batch.input_ids.device)
+
+    def _read_alternatives(
+        self, batch: PackedBatch, alternatives: Alternatives
+    ) -> tuple[StateFeatures, ActionFeatures, TreeBatch]:
+        """What Q reads of fresh alternatives, and their tree."""
+        tree = plant_tree(batch, alternatives, self.actor.layout(batch.cu_seqlens, batch.lengths))
+        state, action, _ = read_tree(self.critic.trunk, batch, tree, self.config.rollout.temperature)
+        return state, action, tree
+
+    def _collate(self, trajectory_ids: np.ndarray) -> PackedBatch:
+        return PackedBatch.from_arrays(self.buffer.collate(trajectory_ids), self.actor.device)

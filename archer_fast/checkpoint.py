@@ -1,0 +1,152 @@
+"""Checkpoints: one folder each, complete or absent, every file verified on load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read; the message names the file, and the field where one is at fault."""
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """A verified checkpoint folder: `policy/` (Hugging Face), state.safetensors, state.json, buffer.safetensors."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    numbers: dict[str, Any]
+
+    @property
+    def policy(self) -> Path:
+        return self.path / "policy"
+
+    @property
+    def buffer(self) -> Path:
+        return self.path / "buffer.safetensors"
+
+    def number(self, name: str) -> Any:
+        if name not in self.numbers:
+            raise CheckpointError(f"{self.path / 'state.json'}: field {name!r} is missing")
+        return self.numbers[name]
+
+
+def save_checkpoint(
+    folder: Path,
+    iteration: int,
+    save_policy: Callable[[Path], None],
+    save_buffer: Callable[[Path], None],
+    tensors: dict[str, Tensor],
+    numbers: dict[str, Any],
+    keep: int = 2,
+) -> Path:
+    """Write folder/iteration-NNNNNN under a temporary name, sync it, rename it; then drop all but the last `keep`.
+
+    Errors: OSError (a full disk, say) leaves every earlier checkpoint whole and no half-written one behind.
+    """
+    target = folder / f"iteration-{iteration:06d}"
+
+    def write(path: Path) -> None:
+        save_policy(path / "policy")
+        save_buffer(path / "buffer.safetensors")
+        copies = {name: value.detach().cpu().clone() for name, value in tensors.items()}
+        (path / "state.safetensors").write_bytes(safetensors.torch.save(copies))
+        (path / "state.json").write_text(json.dumps(numbers, indent=1))
+        digests = {str(f.relative_to(path)): _sha256(f) for f in sorted(path.rglob("*")) if f.is_file()}
+        (path / MANIFEST).write_text(json.dumps({"format": FORMAT, "sha256": digests}, indent=1))
+
+    replace_folder(target, write)
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Fill `target` through a temporary folder beside it, so that readers see the old content or the new, whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        write(temporary)
+        for path in [*temporary.rglob("*"), temporary]:
+            _sync(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if target.exists():
+        old = target.with_name(f".{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        temporary.rename(target)
+        shutil.rmtree(old)
+    else:
+        temporary.rename(target)
+    _sync(target.parent)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(p for p in folder.glob("iteration-*") if p.is_dir())
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify one checkpoint. Errors: CheckpointError naming the file and the field."""
+    manifest = _json(path / MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{path / MANIFEST}: field 'format': wanted {FORMAT}, got {manifest.get('format')!r}")
+    for name, digest in manifest.get("sha256", {}).items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"{file}: missing")
+        if _sha256(file) != digest:
+            raise CheckpointError(f"{file}: its content is not what was written (sha256 differs)")
+    try:
+        tensors = safetensors.torch.load_file(path / "state.safetensors")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path / 'state.safetensors'}: {error}") from error
+    return Checkpoint(path, tensors, _json(path / "state.json"))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        made = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if not isinstance(made, dict):
+        raise CheckpointError(f"{path}: wanted an object, got {type(made).__name__}")
+    return made
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256_310(file)
+
+
+def _sha256_310(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,199 @@
+"""The arguments of each command, as dataclasses, and how a command line becomes one of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from archer_fast.attention import AttentionImpl
+from archer_fast.config import Config, TaskConfig
+from archer_fast.run_folder import is_run, read_config
+
+Args = TypeVar("Args")
+Which = Literal["best", "final", "last", "start"]
+
+
+@dataclass(slots=True)
+class TrainArgs:
+    """Train an agent with ArCHer, from the first clone of a player to the report.
+
+    Without any option: Twenty Questions with 10 objects, by a tiny model built on the spot, into runs/default.
+    """
+
+    run: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    config: Path | None = None
+    """A saved config.json, or the folder of a run, to start from; every other option given overrides it."""
+
+
+@dataclass(slots=True)
+class TaskChoice:
+    """What is played; without options the run's own task."""
+
+    name: str | None = None
+    """A registered task (see `archer-fast envs`); a model that is no run of ours needs one."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the task that differ from the run's."""
+
+
+@dataclass(slots=True)
+class LoadArgs:
+    """How the policy is loaded."""
+
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`; auto takes a GPU where there is one."""
+    attention: AttentionImpl = "auto"
+    """Packed attention kernel."""
+    stop_token: str | None = None
+    """Text of the one token that ends an action; None: the run's choice, or the tokenizer's end-of-sequence token."""
+
+
+@dataclass(slots=True)
+class EvalArgs:
+    """Play games with a policy and print its mean return, beside the task's scripted players."""
+
+    source: tyro.conf.Positional[str]
+    """The folder of a run, or a folder or hub name of any causal LM (then with --task.name)."""
+    which: Which = "best"
+    """Which policy of a run: the best by evaluation, the one at the end, of the last checkpoint, of the start."""
+    games: int = 512
+    """Games to play."""
+    greedy: bool = False
+    """Take the most likely token instead of sampling."""
+    seed: int = 0
+    """Of games and sampling; the games are never those of training."""
+    show: int = 2
+    """Games to print."""
+    max_new_tokens: int | None = None
+    """Longest action; None: the run's setting."""
+    temperature: float | None = None
+    """Of sampling; None: the run's setting."""
+    task: TaskChoice = field(default_factory=TaskChoice)
+    load: LoadArgs = field(default_factory=LoadArgs)
+
+    def __post_init__(self) -> None:
+        _at_least(games=(self.games, 1), show=(self.show, 0), seed=(self.seed, 0))
+
+
+@dataclass(slots=True)
+class PlayArgs:
+    """Watch a policy play turn by turn, be the environment that it asks, or play yourself."""
+
+    source: tyro.conf.Positional[str | None] = None
+    """The folder of a run, or a folder or hub name of any causal LM; `--role agent` needs none."""
+    role: Literal["watch", "environment", "agent"] = "watch"
+    """`watch`: the policy plays the task; `environment`: it asks and you answer; `agent`: you play, the task answers."""
+    which: Which = "best"
+    """Which policy of a run: the best by evaluation, the one at the end, of the last checkpoint, of the start."""
+    games: int = 1
+    """Games to play."""
+    greedy: bool = False
+    """Take the most likely token instead of sampling."""
+    seed: int | None = None
+    """Of game and sampling; None: another game each time."""
+    task: TaskChoice = field(default_factory=TaskChoice)
+    load: LoadArgs = field(default_factory=LoadArgs)
+
+    def __post_init__(self) -> None:
+        _at_least(games=(self.games, 1), seed=(self.seed or 0, 0))
+
+
+@dataclass(slots=True)
+class ReportArgs:
+    """Build report.html and curves.png of a run, at any time, also while it runs."""
+
+    source: tyro.conf.Positional[Path]
+    """The folder of the run."""
+
+
+@dataclass(slots=True)
+class EnvsArgs:
+    """List the tasks with their options and scripted players."""
+
+
+def parse(kind: type[Args], argv: Sequence[str], *, prog: str, default: Args | None = None) -> Args:
+    """The arguments as a `kind`; SystemExit with help, or with what is wrong and the nearest match."""
+    more: dict[str, Any] = {} if default is None else {"default": default}
+    return tyro.cli(kind, prog=prog, args=list(argv), registry=_registry(), **more)
+
+
+def parse_train(argv: Sequence[str], *, prog: str) -> Config:
+    """The config of a run: defaults, under `--config` or what is resumed, under the options given."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--config")
+    early.add_argument("--out", default=Config().out)
+    early.add_argument("--resume", action="store_true")
+    try:
+        known, _ = early.parse_known_args(list(argv))
+    except argparse.ArgumentError:
+        known = early.parse_args([])  # tyro says it better
+    base = Config()
+    if not {"-h", "--help"} & set(argv):
+        if known.config is not None:
+            base = read_config(known.config)
+        elif known.resume and is_run(known.out):
+            base = read_config(known.out)  # to resume is to go on with the same settings
+    base.resume = False
+    given = parse(TrainArgs, argv, prog=prog, default=TrainArgs(base)).run
+    if given.task.options is base.task.options:  # tyro's own object: no option was given
+        options: dict[str, Any] = {}
+    else:
+        options = given.task.options
+    return replace(given, task=choose_task(base.task, given.task.name, options))
+
+
+def choose_task(base: TaskConfig | None, name: str | None, options: dict[str, Any]) -> TaskConfig:
+    """`base` with some options changed; another task begins with what is usual for it."""
+    if base is None or name not in (None, base.name):
+        if name is None:
+            raise ValueError("task.name: wanted a task (see `archer-fast envs`), as this is no run of ours")
+        base = TaskConfig(name)
+    return TaskConfig(base.name, {**base.options, **options})
+
+
+def _registry() -> tyro.constructors.ConstructorRegistry:
+    """Dictionaries are given as KEY=VALUE pairs."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def key_values(
+        info: tyro.constructors.PrimitiveTypeInfo,
+    ) -> tyro.constructors.PrimitiveConstructorSpec[dict[str, Any]] | None:
+        if info.type_origin is not dict:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="KEY=VALUE [KEY=VALUE ...]",
+            instance_from_str=_parse_pairs,
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda pairs: [f"{key}={json.dumps(value)}" for key, value in pairs.items()],
+        )
+
+    return registry
+
+
+def _parse_pairs(texts: list[str]) -> dict[str, Any]:
+    """["objects=10", 'names=["dog"]', "mode=hard"] -> {"objects": 10, "names": ["dog"], "mode": "hard"}."""
+    pairs: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise ValueError(f"wanted KEY=VALUE, got {text!r}")
+        if key in pairs:
+            raise ValueError(f"{key!r} is given twice")
+        try:
+            pairs[key] = json.loads(value)
+        except ValueError:
+            pairs[key] = {"True": True, "False": False, "None": None}.get(value, value)
+    return pairs
+
+
+def _at_least(**bounds: tuple[int, int]) -> None:
+    for name, (value, low) in bounds.items():
+        if value < low:
+            raise ValueError(f"{name}: wanted at least {low}, got {value}")

@@ -1,0 +1,114 @@
+"""Playing games to measure a policy: sampled or greedy, always with the standard error."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from archer_fast.backbone import Backbone
+from archer_fast.config import RolloutConfig, TaskConfig
+from archer_fast.envs import registry
+from archer_fast.rollout.embedded import EmbeddedEngine
+from archer_fast.rollout.interact import play_games
+from archer_fast.trajectory import Trajectory
+
+EVALUATION_SEED = 1 << 40  # games of training count up from 0: evaluation never shares one with them
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """Figures of `num_games` games; `shares` are per turn: guess, question, repeat, invalid where the task tells."""
+
+    num_games: int
+    mean_return: float
+    standard_error: float
+    win_rate: float
+    mean_turns: float
+    shares: dict[str, float]
+    trajectories: list[Trajectory] = field(repr=False)
+
+    def as_metrics(self, prefix: str) -> dict[str, float]:
+        return {
+            f"{prefix}return": self.mean_return,
+            f"{prefix}return_se": self.standard_error,
+            f"{prefix}win_rate": self.win_rate,
+            **{f"{prefix}{name}": share for name, share in self.shares.items()},
+        }
+
+
+def summarise(trajectories: Sequence[Trajectory]) -> Evaluation:
+    """Mean return with its standard error, win rate and behaviour of some games."""
+    returns = np.array([t.episode_return for t in trajectories])
+    n = max(1, returns.size)
+    kinds: Counter[str] = Counter()
+    for t in trajectories:
+        kinds.update(t.info.get("kinds", {}))
+    turns = kinds.pop("turns", 0)
+    return Evaluation(
+        num_games=returns.size,
+        mean_return=float(returns.mean()) if returns.size else float("nan"),
+        standard_error=float(returns.std(ddof=1) / n**0.5) if returns.size > 1 else 0.0,
+        win_rate=sum(bool(t.info.get("won")) for t in trajectories) / n,
+        mean_turns=sum(t.num_turns for t in trajectories) / n,
+        shares={kind: kinds[kind] / max(1, turns) for kind in sorted({*kinds, "repeat"})},
+        trajectories=list(trajectories),
+    )
+
+
+def evaluate_policy(
+    backbone: Backbone,
+    stop_token_id: int,
+    task: TaskConfig,
+    rollout: RolloutConfig,
+    *,
+    games: int,
+    seed: int,
+    greedy: bool = False,
+    on_game: Callable[[Trajectory], None] | None = None,
+) -> Evaluation:
+    """Play `games` games that depend on `seed` alone; the run's own random numbers are not touched."""
+    engine = EmbeddedEngine(
+        backbone,
+        stop_token_id,
+        num_slots=rollout.num_slots,
+        max_new_tokens=rollout.max_new_tokens,
+        temperature=rollout.temperature,
+        greedy=greedy,
+        generator=torch.Generator(backbone.device).manual_seed(seed),
+    )
+    spec = registry.get(task.name)
+    played = play_games(
+        engine,
+        lambda: spec.make_env(**task.options),
+        encoder(backbone.tokenizer),
+        backbone.tokenizer.decode,
+        range(EVALUATION_SEED + seed, EVALUATION_SEED + seed + games),
+        max_dropped_share=rollout.max_dropped_share,
+        on_game=on_game,
+    )
+    return summarise(played.trajectories)
+
+
+def encoder(tokenizer: Any) -> Callable[[str], list[int]]:
+    """Text to ids without special tokens."""
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False))
+
+    return encode
+
+
+def render_game(trajectory: Trajectory, tokenizer: Any) -> str:
+    """A game as a person reads it: observations and answers in order, then its return."""
+    parts = [
+        tokenizer.decode(ids, skip_special_tokens=True)
+        for turn in trajectory.turns
+        for ids in (turn.observation_ids, turn.action_ids)
+    ]
+    text = "".join(parts) + tokenizer.decode(trajectory.final_observation_ids, skip_special_tokens=True)
+    return f"{text.rstrip()}\n[return {trajectory.episode_return:g}]"

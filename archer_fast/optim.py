@@ -1,0 +1,91 @@
+"""An optimizer step that refuses non-finite gradients without asking the host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from archer_fast.meters import Meters
+
+
+class NonFiniteLoss(RuntimeError):
+    """Too many optimizer steps in a row had a NaN or infinite loss or gradient.
+
+    `trajectory_ids`: the games of the first of those steps, for a dump.
+    """
+
+    def __init__(self, message: str, trajectory_ids: npt.NDArray[np.int64]) -> None:
+        super().__init__(message)
+        self.trajectory_ids = trajectory_ids
+
+
+class GuardedStep:
+    """AdamW with gradient clipping; a step whose loss or gradient norm is not finite leaves the weights alone.
+
+    The decision is made on the device (fused AdamW's `found_inf`), so a step costs no synchronisation;
+    `check`, once an iteration, reads what happened.
+    """
+
+    def __init__(self, name: str, groups: list[dict[str, Any]], max_grad_norm: float, max_skipped: int) -> None:
+        self.name = name
+        groups = [g for g in groups if g["params"]]
+        self.parameters: list[Tensor] = [p for g in groups for p in g["params"]]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
+        self._lrs = [g["lr"] for g in groups]
+        self.max_grad_norm = max_grad_norm
+        self.max_skipped = max_skipped
+        self.num_steps = 0
+        self.skipped_in_a_row = 0
+        self._flags: list[Tensor] = []
+        self._games: list[npt.NDArray[np.int64]] = []
+
+    def __call__(self, loss: Tensor, meters: Meters, trajectory_ids: npt.NDArray[np.int64]) -> None:
+        """Backward and step; `trajectory_ids` are the games of this batch, kept for a dump until `check`."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        bad = ~(torch.isfinite(norm) & torch.isfinite(loss.detach()))
+        self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.num_steps += 1
+        self._flags.append(bad)
+        self._games.append(trajectory_ids)
+        meters.add(**{f"{self.name}_grad_norm": torch.where(bad, 0.0, norm)})
+
+    def check(self, meters: Meters) -> None:
+        """Count the steps skipped since the last check; NonFiniteLoss after `max_skipped` in a row."""
+        if not self._flags:
+            return
+        flags = torch.stack(self._flags).tolist()
+        games, self._flags, self._games = self._games, [], []
+        meters.count(skipped_steps=sum(flags))
+        for i, bad in enumerate(flags):
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if bad else 0
+            if self.skipped_in_a_row >= self.max_skipped:
+                raise NonFiniteLoss(
+                    f"{self.name}: {self.skipped_in_a_row} optimizer steps in a row had a non-finite loss or "
+                    "gradient; their weights were not changed",
+                    games[max(0, i - self.skipped_in_a_row + 1)],
+                )
+
+    def set_lr_scale(self, scale: float) -> None:
+        """Learning rates become `scale` times those given at the start."""
+        for group, lr in zip(self.optimizer.param_groups, self._lrs, strict=True):
+            group["lr"] = lr * scale
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The optimizer's moments and step counts by parameter index."""
+        state = self.optimizer.state_dict()["state"]
+        return {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,273 @@
+"""What a run holds between iterations, and how it starts, stops and goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from archer_fast import _C
+from archer_fast.algorithms.archer import Archer
+from archer_fast.backbone import Backbone, load_backbone
+from archer_fast.buffer import TrajectoryBuffer
+from archer_fast.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    list_checkpoints,
+    load_checkpoint,
+    replace_folder,
+    save_checkpoint,
+)
+from archer_fast.config import Config, to_dict
+from archer_fast.envs import registry
+from archer_fast.evaluation import Evaluation, encoder, evaluate_policy, render_game
+from archer_fast.loggers import Loggers, check_installed
+from archer_fast.meters import Meters
+from archer_fast.rollout.embedded import EmbeddedEngine
+from archer_fast.rollout.interact import play_games
+from archer_fast.run_folder import RunFolder, read_json, write_json, write_text
+from archer_fast.start_policy import start_policy
+from archer_fast.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from archer_fast.train import Watcher
+
+GAMES_SHOWN = 5
+
+
+class RunState:
+    """The actor, the learner, the games counted so far, and the folder they are kept in."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        watcher: Watcher,
+        start: Backbone,
+        actor: Backbone,
+        stop_token_id: int,
+        buffer: TrajectoryBuffer,
+    ) -> None:
+        self.config, self.folder, self.watcher = config, folder, watcher
+        self.actor, self.stop_token_id = actor, stop_token_id
+        self.actor.requires_grad_(True)
+        self.spec = registry.get(config.task.name)
+        self.generator = torch.Generator(actor.device).manual_seed(config.seed)
+        self.engine = EmbeddedEngine(
+            actor,
+            stop_token_id,
+            num_slots=config.rollout.num_slots,
+            max_new_tokens=config.rollout.max_new_tokens,
+            temperature=config.rollout.temperature,
+            generator=self.generator,
+        )
+        self.learner = Archer(config, actor, start, self.engine, buffer)
+        self.iteration = 0
+        self.num_games = 0
+        self.best: tuple[int, float, float] | None = None  # iteration, mean return, standard error
+        self.loggers: Loggers
+
+    # -- start and resume --------------------------------------------------------------------------
+
+    @classmethod
+    def start(cls, config: Config, folder: RunFolder, watcher: Watcher) -> RunState:
+        """A new run, or with `config.resume` the one in `folder`, exactly where its last checkpoint left it."""
+        check_installed(config.log)
+        device = _device(config.model.device)
+        if config.resume and (found := list_checkpoints(folder.checkpoints)):
+            run = cls._resume(config, folder, watcher, load_checkpoint(found[-1]), device)
+        else:
+            start, stop_token_id = start_policy(config, device, watcher)
+            start.requires_grad_(False)
+            replace_folder(folder.path / "start", start.save)
+            buffer = TrajectoryBuffer(config.buffer.max_tokens, config.buffer.max_trajectories, config.seed)
+            run = cls(config, folder, watcher, start, start.frozen_copy(), stop_token_id, buffer)
+        resumed = run.iteration if run.iteration else None
+        run.loggers = Loggers(folder.path, config.log, config=to_dict(config), resumed=resumed)
+        run._describe()
+        if run.iteration == 0:
+            run._evaluate_start()
+        return run
+
+    @classmethod
+    def _resume(
+        cls, config: Config, folder: RunFolder, watcher: Watcher, checkpoint: Checkpoint, device: torch.device
+    ) -> RunState:
+        start, stop_token_id = _load(config, folder.path / "start", device)
+        actor, _ = _load(config, checkpoint.policy, device)
+        try:
+            buffer = TrajectoryBuffer.load(checkpoint.buffer)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(str(error)) from error
+        run = cls(config, folder, watcher, start.requires_grad_(False), actor, stop_token_id, buffer)
+        generator = checkpoint.tensors.pop("generator", None)
+        if generator is None:
+            raise CheckpointError(f"{checkpoint.path / 'state.safetensors'}: field 'generator' is missing")
+        run.generator.set_state(generator)
+        try:
+            run.learner.load_state_tensors(checkpoint.tensors)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{checkpoint.path / 'state.safetensors'}: field {error}") from error
+        run.learner.load_state_numbers(checkpoint.number("learner"))
+        run.iteration = checkpoint.number("iteration")
+        run.num_games = checkpoint.number("num_games")
+        best = checkpoint.number("best")
+        run.best = None if best is None else (best[0], best[1], best[2])
+        watcher.message(f"resumed from {checkpoint.path} after iteration {run.iteration}, {run.num_games} games")
+        return run
+
+    def _describe(self) -> None:
+        """Say what really runs."""
+        parameters = sum(p.numel() for p in self.actor.parameters())
+        say = self.watcher.message
+        say(f"task {self.config.task.name} {json.dumps(self.config.task.options)}, {parameters:,} parameters")
+        say(f"device {self.actor.device}, {torch.get_num_threads()} threads, attention {self.actor.attention_impl}")
+        say(f"critic trunk {self.config.critic.trunk}, V target {self.config.critic.value_target}, packed one sequence a game")
+        say(f"buffer C++ ring ({_C.__name__}), {len(self.learner.buffer)} games in it")
+
+    # -- one iteration -----------------------------------------------------------------------------
+
+    @property
+    def adapts_now(self) -> bool:
+        """Whether the frozen trunk learns from the replay before this critic phase."""
+        c = self.config.critic
+        last_warmup = max(0, c.warmup_iterations - 1)
+        due = c.adapt_every > 0 and self.iteration >= last_warmup
+        return c.trunk == "frozen" and due and (self.iteration - last_warmup) % c.adapt_every == 0
+
+    def play_games(self, meters: Meters) -> list[Trajectory]:
+        """This iteration's games, played by the present actor."""
+        r = self.config.rollout
+        self.watcher.phase("rollout", r.games)
+        self.engine.reset()  # keys and values of older weights
+        first = self.config.seed * 1_000_000_000 + self.num_games
+        forwarded = self.engine.num_forward_tokens
+        played = play_games(
+            self.engine,
+            lambda: self.spec.make_env(**self.config.task.options),
+            encoder(self.actor.tokenizer),
+            self.actor.tokenizer.decode,
+            range(first, first + r.games),
+            policy_version=self.learner.actor_step.num_steps,
+            max_dropped_share=r.max_dropped_share,
+            on_game=lambda game: self.watcher.advance(),
+        )
+        self.num_games += r.games
+        meters.count(
+            dropped_games=played.num_dropped,
+            window_truncated_games=played.num_truncated_by_window,
+            processed_tokens=self.engine.num_forward_tokens - forwarded,
+            useful_tokens=sum(turn.action_ids.size for game in played.trajectories for turn in game.turns),
+        )
+        return played.trajectories
+
+    def evaluate_if_due(self) -> dict[str, float]:
+        """Every `eval.every` iterations: sampled games; the best policy so far is kept in best/."""
+        every = self.config.eval.every
+        if not every or self.iteration % every or self.iteration == self.config.iterations:
+            return {}
+        evaluation = self._evaluate(self.config.eval.games)
+        self._keep_if_best(evaluation)
+        return evaluation.as_metrics("eval_")
+
+    def record(self, row: dict[str, float]) -> None:
+        """One row of metrics, to every logger and the watcher."""
+        row = {"iteration": self.iteration, "games": self.num_games, **row}
+        self.loggers.log(row)
+        self.watcher.iteration(self.iteration, self.config.iterations, row)
+
+    def save(self) -> Path:
+        """Checkpoint everything an exact resume needs."""
+        return save_checkpoint(
+            self.folder.checkpoints,
+            self.iteration,
+            self.actor.save,
+            self.learner.buffer.save,
+            {**self.learner.state_tensors(), "generator": self.generator.get_state()},
+            {
+                "iteration": self.iteration,
+                "num_games": self.num_games,
+                "best": self.best,
+                "learner": self.learner.state_numbers(),
+            },
+        )
+
+    # -- begin and end -----------------------------------------------------------------------------
+
+    def _evaluate_start(self) -> None:
+        before = self._evaluate(self.config.eval.final_games)
+        self._keep_if_best(before)
+        self._show(self.folder.games_before, before)
+        write_json(self.folder.path / "before.json", before.as_metrics(""))
+        self.record(before.as_metrics("eval_"))
+
+    def finish(self) -> dict[str, float]:
+        """Evaluate the last policy and the best one, keep the better in best/, write summary.json."""
+        games = self.config.eval.final_games
+        last = self._evaluate(games)
+        replace_folder(self.folder.final, self.actor.save)
+        greedy = self._evaluate(games, greedy=True)
+        best_policy, _ = _load(self.config, self.folder.best, self.actor.device)
+        best = self._evaluate(games, policy=best_policy)
+        assert self.best is not None
+        if last.mean_return >= best.mean_return:
+            best, self.best = last, (self.iteration, last.mean_return, last.standard_error)
+            replace_folder(self.folder.best, self.actor.save)
+        self._show(self.folder.games_after, best)
+        summary = {
+            "games": self.num_games,
+            **{f"before_{k}": v for k, v in read_json(self.folder.path / "before.json").items()},
+            **best.as_metrics("best_"),
+            "best_iteration": self.best[0],
+            **last.as_metrics("last_"),
+            "last_greedy_return": greedy.mean_return,
+            "finished_at": time.time(),
+        }
+        self.record({**last.as_metrics("eval_"), "greedy_return": greedy.mean_return})
+        write_json(self.folder.summary, summary)
+        self.loggers.close()
+        return summary
+
+    def _evaluate(self, games: int, *, greedy: bool = False, policy: Backbone | None = None) -> Evaluation:
+        self.watcher.phase("evaluate", games)
+        return evaluate_policy(
+            policy if policy is not None else self.actor,
+            self.stop_token_id,
+            self.config.task,
+            self.config.rollout,
+            games=games,
+            seed=self.config.seed,
+            greedy=greedy,
+            on_game=lambda game: self.watcher.advance(),
+        )
+
+    def _keep_if_best(self, evaluation: Evaluation) -> None:
+        if self.best is None or evaluation.mean_return > self.best[1]:
+            self.best = (self.iteration, evaluation.mean_return, evaluation.standard_error)
+            replace_folder(self.folder.best, self.actor.save)
+
+    def _show(self, path: Path, evaluation: Evaluation) -> None:
+        games = [render_game(game, self.actor.tokenizer) for game in evaluation.trajectories[:GAMES_SHOWN]]
+        write_text(path, "\n\n".join(games) + "\n")
+
+
+def _load(config: Config, path: Path, device: torch.device) -> tuple[Backbone, int]:
+    dtype: Any = getattr(torch, config.model.dtype)
+    return load_backbone(
+        str(path), device=device, dtype=dtype, attention=config.model.attention, stop_token=config.model.stop_token
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: wanted auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: {name!r} was asked for, but torch finds no GPU")
+    return device

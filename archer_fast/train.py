@@ -1,0 +1,141 @@
+"""The training loop of ArCHer: rollout, insert, critic epochs, actor epochs."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import safetensors.numpy
+
+from archer_fast.config import Config
+from archer_fast.evaluation import summarise
+from archer_fast.meters import Meters
+from archer_fast.optim import NonFiniteLoss
+from archer_fast.run_folder import RunFolder
+from archer_fast.run_state import RunState
+from archer_fast.trajectory import Trajectory
+
+
+class Watcher(Protocol):
+    """Who looks on: the terminal, a test, nobody."""
+
+    def message(self, text: str) -> None: ...
+    def phase(self, name: str, total: int | None) -> None: ...
+    def advance(self, steps: int = 1) -> None: ...
+    def iteration(self, number: int, total: int, metrics: dict[str, float]) -> None: ...
+
+
+class SilentWatcher:
+    """A watcher that says nothing."""
+
+    def message(self, text: str) -> None: ...
+    def phase(self, name: str, total: int | None) -> None: ...
+    def advance(self, steps: int = 1) -> None: ...
+    def iteration(self, number: int, total: int, metrics: dict[str, float]) -> None: ...
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C; the checkpoint at `path` holds every iteration that was run."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.path = path
+
+
+def train(config: Config, folder: RunFolder, watcher: Watcher) -> dict[str, float]:
+    """Run ArCHer as `config` says and return the summary (before, after, best).
+
+    One iteration: play games with the actor, store them, let the critic learn from replayed turns, then let
+    the actor learn from the critic. The actor waits for `critic.warmup_iterations`.
+    """
+    run = RunState.start(config, folder, watcher)
+    learner, meters, clock = run.learner, Meters(), Clock()
+    with StopRequest(watcher) as stop:
+        while run.iteration < config.iterations and not stop.requested:
+            try:
+                with clock("rollout"):
+                    games = run.play_games(meters)
+                    learner.insert(games)
+                with clock("critic"):
+                    if run.adapts_now:
+                        learner.adapt_trunk(meters)
+                    learner.update_critic(meters, watcher.advance)
+                with clock("actor"):
+                    if run.iteration >= config.critic.warmup_iterations:
+                        learner.update_actor(len(games), meters, watcher.advance)
+            except NonFiniteLoss as error:
+                raise dumped(run, error) from error
+            run.iteration += 1
+            with clock("other"):
+                evaluation = run.evaluate_if_due()
+            run.record({**measure(games, meters, clock), **evaluation})
+            if run.iteration % config.checkpoint_every == 0 or run.iteration == config.iterations:
+                run.save()
+    if stop.requested and run.iteration < config.iterations:
+        raise Interrupted(run.save())
+    return run.finish()
+
+
+class StopRequest:
+    """Ctrl-C or SIGTERM lets the iteration end and be saved; a second one stops at once, the last checkpoint stays."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self.watcher = watcher
+        self.requested = False
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        self.watcher.message("stopping after this iteration, then saving; once more stops at once")
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._old = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, old in self._old.items():
+                signal.signal(number, old)
+
+
+class Clock:
+    """Seconds by phase since the last read."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def read(self) -> dict[str, float]:
+        seconds, self.seconds = self.seconds, {}
+        return seconds
+
+
+def measure(games: list[Trajectory], meters: Meters, clock: Clock) -> dict[str, float]:
+    """One iteration's row of metrics: what was played, what was learned, where the time went."""
+    played = summarise(games)
+    row = {**played.as_metrics(""), "turns": played.mean_turns, **meters.read()}
+    seconds = clock.read()
+    row |= {f"seconds_{phase}": round(value, 4) for phase, value in seconds.items()}
+    row["tokens_per_second"] = row.get("processed_tokens", 0.0) / max(sum(seconds.values()), 1e-9)
+    return row
+
+
+def dumped(run: RunState, error: NonFiniteLoss) -> NonFiniteLoss:
+    """Write the games of the faulty batch, packed as the learner saw them, and say where."""
+    path = run.folder.path / "faulty_batch.safetensors"
+    arrays = run.learner.buffer.collate(np.unique(error.trajectory_ids))
+    safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in arrays._asdict().items()}, path)
+    return NonFiniteLoss(f"{error}; the batch is in {path}", error.trajectory_ids)

@@ -1,0 +1,196 @@
+"""The drawing of ARCHITECTURE.md, read against the imports: which room may know which.
+
+`python tests/test_layering.py` prints the drawing as ARCHITECTURE.md shows it.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "archer_fast"
+
+# A room is a module, or a package whose files may know one another. room: the rooms it may import.
+ARROWS: dict[str, set[str]] = {
+    # left of pack: what happened, no torch
+    "trajectory": set(),
+    "packing": {"trajectory"},
+    "buffer_file": {"_C"},
+    "buffer": {"_C", "buffer_file", "packing", "trajectory"},
+    "envs": set(),
+    "rollout": set(),
+    "rollout.interact": {"envs", "trajectory"},
+    # right of pack: tensors, no environments
+    "attention": set(),
+    "backbone": {"attention"},
+    "tiny_model": {"attention", "backbone"},
+    "batch": {"attention", "packing"},
+    "ops": {"_C", "kernels"},
+    "config": {"attention", "tiny_model"},
+    "advantages": set(),
+    "losses": set(),
+    "meters": set(),
+    "optim": {"meters"},
+    "actor": {"advantages", "backbone", "batch", "losses", "ops"},
+    "critic": {"backbone", "batch", "config", "ops"},
+    "feature_cache": {"critic"},
+    "rollout.kv_cache": {"attention"},
+    "rollout.embedded": {"backbone", "batch", "rollout.interact", "rollout.kv_cache"},
+    "algorithms": {
+        "actor",
+        "advantages",
+        "backbone",
+        "batch",
+        "buffer",
+        "config",
+        "critic",
+        "feature_cache",
+        "losses",
+        "meters",
+        "optim",
+        "rollout.embedded",
+        "trajectory",
+    },
+    # the two sides meet
+    "checkpoint": set(),
+    "run_folder": {"config"},
+    "loggers": {"run_folder"},
+    "evaluation": {"backbone", "config", "envs", "rollout.embedded", "rollout.interact", "trajectory"},
+    "warm_start": {"backbone", "batch", "config", "envs", "ops", "packing", "trajectory"},
+}
+
+NO_TORCH = {"trajectory", "packing", "buffer", "buffer_file", "envs", "rollout", "rollout.interact"}
+NO_ENVS = {"algorithms", "critic", "actor", "losses", "advantages", "ops", "attention", "backbone", "batch"}
+# Other people's packages that are known in one place. top-level name: the rooms that may import it.
+KNOWN_ONLY_BY = {"transformers": {"backbone"}, "tokenizers": {"tiny_model"}, "flash_attn": {"attention"}}
+
+
+def drawing() -> str:
+    """The arrows as ARCHITECTURE.md shows them, one room a line."""
+    width = max(map(len, ARROWS))
+    return "\n".join(f"{room:<{width}} -> {', '.join(sorted(known)) or '(none)'}" for room, known in ARROWS.items())
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module by its name inside the package ("" is the package itself)."""
+    files = [p for p in PACKAGE.rglob("*.py") if "kernels" not in p.relative_to(PACKAGE).parts]
+    names = [".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in files]
+    return {re.sub(r"(^|\.)__init__$", "", name): file for name, file in zip(names, files, strict=True)}
+
+
+def room_of(module: str) -> str:
+    """The most particular room that holds `module`; the module's own name where none does."""
+    parts = module.split(".")
+    prefixes = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+    return next((room for room in prefixes if room in ARROWS or room in ("_C", "kernels")), module)
+
+
+def imports(file: Path) -> Iterator[tuple[int, str]]:
+    """(line, full name) of everything that `file` imports, inside functions and TYPE_CHECKING too."""
+    for node in ast.walk(ast.parse(file.read_text(), str(file))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: wanted absolute imports, got a relative one"
+            assert node.module is not None
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}".removeprefix("archer_fast.")
+                is_module = inner in modules() or inner in ("_C", "kernels")
+                yield node.lineno, f"{node.module}.{alias.name}" if is_module else node.module
+
+
+def arrows(module: str) -> Iterator[tuple[int, str]]:
+    """(line, room) of the package's own rooms that `module` imports."""
+    for line, name in imports(modules()[module]):
+        if name.startswith("archer_fast."):
+            yield line, room_of(name.removeprefix("archer_fast."))
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_every_import_is_a_drawn_arrow(module: str) -> None:
+    if module == "":  # the package itself imports nothing
+        assert list(imports(modules()[module])) == []
+        return
+    room = room_of(module)
+    known_rooms = ", ".join(sorted({f'"{known}"' for _, known in arrows(module)}))
+    row = f'"{module}": ' + (f"{{{known_rooms}}}," if known_rooms else "set(),")
+    assert room in ARROWS, f"archer_fast.{module} is in no room; if its arrows are right, draw it: {row}"
+    allowed = ARROWS[room] | {room}
+    undrawn = [f"line {line}: {room} -> {known}" for line, known in arrows(module) if known not in allowed]
+    assert not undrawn, f"{modules()[module]}: arrows that nobody drew: {undrawn}"
+
+
+def test_arrows_go_one_way() -> None:
+    graphlib.TopologicalSorter(ARROWS).prepare()  # raises CycleError, which names the cycle
+
+
+def test_every_drawn_room_exists() -> None:
+    assert set(ARROWS) - {room_of(module) for module in modules()} == set()
+
+
+def test_the_architecture_page_draws_the_same() -> None:
+    page = ROOT / "ARCHITECTURE.md"
+    if not page.exists():
+        pytest.skip("ARCHITECTURE.md is not written yet")
+    lines = {" ".join(line.split()) for line in page.read_text().splitlines()}
+    missing = [line for line in drawing().splitlines() if " ".join(line.split()) not in lines]
+    assert not missing, "ARCHITECTURE.md lacks these lines:\n" + "\n".join(missing)
+
+
+@pytest.mark.parametrize("module", sorted(m for m in modules() if m))
+def test_what_one_room_alone_may_know(module: str) -> None:
+    room = room_of(module)
+    for line, name in imports(modules()[module]):
+        package = name.split(".")[0]
+        where = f"{modules()[module]}:{line}"
+        allowed = KNOWN_ONLY_BY.get(package, {room})
+        assert room in allowed, f"{where}: only {allowed} may import {package}"
+        assert not (package == "torch" and room in NO_TORCH), f"{where}: left of pack there is no torch"
+        if name.startswith("archer_fast.envs"):
+            assert room not in NO_ENVS, f"{where}: right of pack nobody knows of environments"
+
+
+def test_left_of_pack_runs_without_torch(tmp_path: Path) -> None:
+    """Not by any detour: torch cannot be imported there, and nothing asks for it."""
+    names = sorted(f"archer_fast.{m}" for m in modules() if m and room_of(m) in NO_TORCH)
+    assert {"archer_fast.buffer", "archer_fast.envs.twenty_questions", "archer_fast.rollout.interact"} <= set(names)
+    (tmp_path / "torch.py").write_text("raise ImportError('somebody imports torch')\n")
+    (tmp_path / "transformers.py").write_text("raise ImportError('somebody imports transformers')\n")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import {', '.join(names)}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def cpp_includes() -> Iterator[tuple[str, str]]:
+    for file in sorted((ROOT / "csrc").rglob("*")):
+        if file.suffix in (".cpp", ".h"):
+            for header in re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)', file.read_text(), re.MULTILINE):
+                yield str(file.relative_to(ROOT)), header
+
+
+def test_only_the_bindings_know_python_and_nobody_knows_torch() -> None:
+    found = list(cpp_includes())
+    assert {file for file, header in found if re.match(r"pybind11/|Python\.h", header)} == {"csrc/bindings.cpp"}
+    assert [pair for pair in found if re.match(r"torch/|ATen/|c10/", pair[1])] == []
+
+
+def test_kernels_folder_shadows_nobody() -> None:
+    """A `kernels/__init__.py` would shadow Hugging Face's package of that name; see kernels/README.md."""
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    assert (PACKAGE / "kernels").is_symlink()
+    assert (PACKAGE / "kernels").readlink() == Path("../kernels")
+    assert (PACKAGE / "kernels").resolve() == ROOT / "kernels"
+
+
+if __name__ == "__main__":
+    print(drawing())
