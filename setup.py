@@ -59,6 +59,7 @@ class CMakeBuild(build_ext):
         subprocess.run(configure, check=True)
         subprocess.run([cmake, "--build", str(build_folder), "--target", "_C"], check=True)
         target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)  # a process that has it mapped keeps the old file
         shutil.copy2(build_folder / "lib" / target.name, target)
 
 

@@ -164,6 +164,19 @@ def wrap_tokenizer(tokenizer: Any, *, eos_token: str) -> Any:
     )
 
 
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is a GPU where there is one. ValueError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: wanted auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: {name!r} was asked for, but torch finds no GPU")
+    return device
+
+
 def build_causal_lm(architecture: str, **config: Any) -> transformers.PreTrainedModel:
     """A randomly initialised decoder, e.g. build_causal_lm("llama", hidden_size=64, ...)."""
     if architecture not in transformers.CONFIG_MAPPING:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import difflib
+import functools
 import importlib.metadata
 import json
 import logging
@@ -12,32 +12,22 @@ import os
 import secrets
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.progress import Progress
-from rich.table import Table
-
-if TYPE_CHECKING:
-    from archer_fast.backbone import Backbone
-    from archer_fast.cli_args import EvalArgs, LoadArgs, PlayArgs, Which
-    from archer_fast.config import Config, RolloutConfig, TaskConfig
-    from archer_fast.envs.task_spec import TaskSpec
-    from archer_fast.evaluation import Evaluation
+from rich.table import Column, Table
 
 # Heavy modules are imported by the command that needs them: `--help` and `envs` should not wait for torch.
 
 logger = logging.getLogger(__name__)
 
 PROG = "archer-fast"
-YARDSTICK_GAMES = 500
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command. Raises SystemExit: 0 done, 1 the run failed, 2 wrong input, 130 interrupted."""
+    """Run one command; SystemExit 1: the run failed, 2: wrong input, 130: interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
     _set_up_logging()
     with _faults_in_one_line():
@@ -64,6 +54,7 @@ def train(argv: Sequence[str]) -> None:
     config = parse_train(argv, prog=f"{PROG} train")
 
     from archer_fast import backbone
+    from archer_fast.cli_policy import check_task
     from archer_fast.display import make_display
     from archer_fast.loggers import check_installed
     from archer_fast.report import build_report
@@ -72,7 +63,7 @@ def train(argv: Sequence[str]) -> None:
     from archer_fast.train import train as run_training
 
     backbone.quiet()
-    _check_task(config.task)
+    check_task(config.task)
     check_installed(config.log)
     folder = RunFolder(config.out)
     console = Console()
@@ -91,53 +82,163 @@ def train(argv: Sequence[str]) -> None:
         console.print(escape(line), soft_wrap=True, highlight=False)
 
 
-def _print_summary(console: Console, summary: dict[str, float]) -> None:
-    table = Table("", "games", "return", "± se", "win rate", title="before and after", title_justify="left")
-    for name, prefix in (("before", "before_"), ("last", "last_"), ("best", "best_")):
-        if f"{prefix}return" in summary:
-            values = (summary.get(f"{prefix}{key}") for key in ("return", "return_se", "win_rate"))
-            table.add_row(name, "", *("" if v is None else f"{v:.2f}" for v in values))
-    table.columns[1].footer = ""
+def _print_summary(console: Console, summary: Mapping[str, float]) -> None:
+    table = Table("", "return", "± se", "win rate")
+    for name in ("before", "last", "best"):
+        values = [summary.get(f"{name}_{key}") for key in ("return", "return_se", "win_rate")]
+        if values[0] is not None:
+            table.add_row(name, *("" if v is None else f"{v:.2f}" for v in values))
     console.print(table)
 
 
-# -- eval --------------------------------------------------------------------------------------------
+# -- eval, play, report, envs ------------------------------------------------------------------------
 
 
 def evaluate(argv: Sequence[str]) -> None:
-    """Play games with a policy: mean return, standard error, win rate; sampled games printed."""
+    """Play games with a policy: mean return, standard error, win rate, sampled games."""
     from archer_fast.cli_args import EvalArgs, parse
 
     args = parse(EvalArgs, argv, prog=f"{PROG} eval")
+    from archer_fast.cli_eval import evaluate
+
+    evaluate(args)
+
+
+def play(argv: Sequence[str]) -> None:
+    """Watch the agent, be the environment that it asks, or play yourself."""
+    from archer_fast.cli_args import PlayArgs, choose_task, parse
+
+    args = parse(PlayArgs, argv, prog=f"{PROG} play")
+    from archer_fast import play as games
+    from archer_fast.cli_policy import Policy, check_task, load_policy
     from archer_fast.envs import registry
-    from archer_fast.evaluation import evaluate_policy, render_game
+    from archer_fast.run_folder import RunFolder
 
-    policy = load_policy(args.source, args.which, args.task, args.load)
-    rollout = _changed(policy.rollout, args)
+    policy: Policy | None = None
+    if args.role == "agent":
+        base = None if args.source is None else RunFolder.existing(args.source).load_config().task
+        if base is None and args.task.name is None:
+            raise ValueError("task.name: wanted a task (see `archer-fast envs`) or the folder of a run, got neither")
+        task = choose_task(base, args.task.name, args.task.options)
+        check_task(task)
+    else:
+        if args.source is None:
+            raise ValueError(f"wanted the folder of a run or a model for --role {args.role}, got none")
+        policy = load_policy(args.source, args.which, args.task, args.load)
+        task = policy.task
     console = Console()
-    with _bar("games", args.games) as advance:
-        result = evaluate_policy(
-            policy.backbone,
-            policy.stop_token_id,
-            policy.task,
-            rollout,
-            games=args.games,
-            seed=args.seed,
-            greedy=args.greedy,
-            on_game=lambda game: advance(),
+    say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    seed = secrets.randbelow(1 << 31) if args.seed is None else args.seed
+    player: games.Player = games.Person(input, "     your move: ")
+    if policy is not None:
+        player = games.PolicyPlayer(
+            policy.backbone, policy.stop_token_id, policy.rollout, seed=seed, greedy=args.greedy
         )
-    for trajectory in result.trajectories[: args.show]:
-        console.print(escape(render_game(trajectory, policy.backbone.tokenizer)), highlight=False)
-        console.print()
-    rows = [(f"{policy.name} ({'greedy' if args.greedy else 'sampled'})", result)]
-    spec = registry.get(policy.task.name)
-    for player in dict.fromkeys((spec.default_player, spec.reference_player)):
-        rows.append((f"player {player}", scripted_evaluation(spec, policy.task, player)))
-    console.print(_evaluation_table(policy.task, rows))
+    with contextlib.suppress(games.Quit, KeyboardInterrupt):
+        for game in range(seed, seed + args.games):
+            env = games.make_env(task)
+            if args.role == "environment":
+                answers = games.learn_answers(registry.get(task.name), task.options)
+                games.answer_game(env, answers, player, game, say, input)
+            else:
+                games.play_game(env, player, game, say, echo=args.role == "watch")
+            say("")
+        return
+    say("\n[stopped]")
 
 
-def scripted_evaluation(spec: TaskSpec, task: TaskConfig, player: str, games: int = YARDSTICK_GAMES) -> Evaluation:
-    """What a scripted player gets: the yardstick beside a policy's return."""
-    from archer_fast.evaluation import EVALUATION_SEED, summarise_games
+def report(argv: Sequence[str]) -> None:
+    """Build report.html and curves.png of a run, also while it runs."""
+    from archer_fast.cli_args import ReportArgs, parse
 
-    return summarise_games(spec, task.options, player, range(EVALUATION_SEED, EVALUATION_SEED + games))
+    args = parse(ReportArgs, argv, prog=f"{PROG} report")
+    from archer_fast.report import build_report
+    from archer_fast.run_folder import RunFolder
+
+    for line in build_report(RunFolder.existing(args.source)):
+        print(line)
+
+
+def envs(argv: Sequence[str]) -> None:
+    """List the tasks with their options and players."""
+    from archer_fast.cli_args import EnvsArgs, parse
+
+    parse(EnvsArgs, argv, prog=f"{PROG} envs")
+    from archer_fast.envs import registry
+
+    headers = ("task", "what it is", Column("options", no_wrap=True), Column("scripted players", no_wrap=True))
+    table = Table(*headers, show_lines=True)
+    for name in registry.names():
+        spec = registry.get(name)
+        options = "\n".join(f"{key}={json.dumps(value, default=repr)}" for key, value in spec.options.items())
+        notes = {spec.default_player: " (cloned)", spec.reference_player: " (yardstick)"}
+        players = "\n".join(player + notes.get(player, "") for player in spec.players)
+        table.add_row(*map(escape, (name, spec.summary, options, players)))
+    Console().print(table)
+
+
+# -- what main needs ---------------------------------------------------------------------------------
+
+
+def _overview() -> str:
+    lines = [f"usage: {PROG} COMMAND ...", ""]
+    lines += [f"  {name:<8}{(function.__doc__ or '').splitlines()[0]}" for name, function in COMMANDS.items()]
+    lines += ["", f"{PROG} COMMAND --help tells the options of a command; {PROG} --version the version."]
+    return "\n".join(lines)
+
+
+def _set_up_logging() -> None:
+    """Warnings on stderr; ARCHER_FAST_LOG=DEBUG shows more, tracebacks of faults too."""
+    level = os.environ.get("ARCHER_FAST_LOG", "WARNING").upper()
+    root = logging.getLogger("archer_fast")
+    for handler in root.handlers[:]:
+        if isinstance(handler, RichHandler):
+            root.removeHandler(handler)  # main() may run again in one process
+    root.addHandler(RichHandler(console=Console(stderr=True), show_path=False))
+    try:
+        root.setLevel(level)
+    except ValueError:
+        root.setLevel(logging.WARNING)
+        root.warning("ARCHER_FAST_LOG: wanted DEBUG, INFO, WARNING or ERROR, got %r", level)
+
+
+@contextlib.contextmanager
+def _faults_in_one_line() -> Iterator[None]:
+    """What a person can mend is told in one line, without a traceback."""
+    try:
+        yield
+    except BrokenPipeError:  # `archer-fast eval ... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        _say_on_stderr("interrupted")
+        raise SystemExit(130) from None
+    except Exception as error:
+        if not isinstance(error, (ValueError, OSError, *_run_faults())):
+            raise
+        logger.debug("traceback of the fault below", exc_info=True)
+        _say_on_stderr(f"error: {' '.join(str(error).split())}")
+        raise SystemExit(2 if isinstance(error, ValueError) else 1) from None
+
+
+def _run_faults() -> tuple[type[Exception], ...]:
+    """The errors by which a run stops itself; none of them can have been raised if its module is not loaded."""
+    names = {
+        "archer_fast.checkpoint": "CheckpointError",
+        "archer_fast.optim": "NonFiniteLoss",
+        "archer_fast.rollout.interact": "TooManyDroppedGames",
+    }
+    return tuple(getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules)
+
+
+def _say_on_stderr(text: str) -> None:
+    print(f"{PROG}: {text}", file=sys.stderr)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": train,
+    "eval": evaluate,
+    "play": play,
+    "report": report,
+    "envs": envs,
+}

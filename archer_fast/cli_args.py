@@ -47,6 +47,8 @@ class LoadArgs:
 
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`; auto takes a GPU where there is one."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Weights and activations; None: the run's choice, or float32."""
     attention: AttentionImpl = "auto"
     """Packed attention kernel."""
     stop_token: str | None = None
@@ -87,7 +89,7 @@ class PlayArgs:
     source: tyro.conf.Positional[str | None] = None
     """The folder of a run, or a folder or hub name of any causal LM; `--role agent` needs none."""
     role: Literal["watch", "environment", "agent"] = "watch"
-    """`watch`: the policy plays the task; `environment`: it asks and you answer; `agent`: you play, the task answers."""
+    """`watch`: the policy plays the task; `environment`: it asks, you answer; `agent`: you play, the task answers."""
     which: Which = "best"
     """Which policy of a run: the best by evaluation, the one at the end, of the last checkpoint, of the start."""
     games: int = 1
@@ -119,7 +121,8 @@ class EnvsArgs:
 def parse(kind: type[Args], argv: Sequence[str], *, prog: str, default: Args | None = None) -> Args:
     """The arguments as a `kind`; SystemExit with help, or with what is wrong and the nearest match."""
     more: dict[str, Any] = {} if default is None else {"default": default}
-    return tyro.cli(kind, prog=prog, args=list(argv), registry=_registry(), **more)
+    parsed: Args = tyro.cli(kind, prog=prog, args=list(argv), registry=_registry(), **more)
+    return parsed
 
 
 def parse_train(argv: Sequence[str], *, prog: str) -> Config:
@@ -148,10 +151,9 @@ def parse_train(argv: Sequence[str], *, prog: str) -> Config:
 
 
 def choose_task(base: TaskConfig | None, name: str | None, options: dict[str, Any]) -> TaskConfig:
-    """`base` with some options changed; another task begins with what is usual for it."""
+    """`base`, or the task called `name` with what is usual for it, with some options changed."""
     if base is None or name not in (None, base.name):
-        if name is None:
-            raise ValueError("task.name: wanted a task (see `archer-fast envs`), as this is no run of ours")
+        assert name is not None
         base = TaskConfig(name)
     return TaskConfig(base.name, {**base.options, **options})
 

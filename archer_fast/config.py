@@ -78,9 +78,9 @@ class WarmStartConfig:
     """The scripted player to clone; None: the task's mediocre one."""
     games: int = 6000
     """Games of the player to learn from."""
-    steps: int = 1200
+    steps: int = 500
     """Optimizer steps."""
-    batch_games: int = 48
+    batch_games: int = 24
     """Games an optimizer step."""
     lr: float = 3e-3
     """Peak learning rate (linear warm-up over 5 %, then cosine to a tenth)."""
@@ -99,7 +99,7 @@ class RolloutConfig:
     """Games an iteration."""
     num_slots: int = 128
     """Games in flight at once."""
-    max_new_tokens: int = 16
+    max_new_tokens: int = 12
     """Longest action, stop token included."""
     temperature: float = 1.0
     """Of sampling, and of the log-probs the actor is trained on."""
@@ -134,7 +134,8 @@ class CriticConfig:
     value_target: ValueTarget = "behaviour"
     """a' of V's target Qbar(s, a'): the action that was taken, or a fresh sample of the policy a draw."""
     adapt_every: int = 2
-    """Iterations between adaptations of a `frozen` trunk to the replayed games (its features are then made anew); 0: never."""
+    """Iterations between adaptations of a `frozen` trunk to the replayed games, after which its features are
+    made anew; 0: never."""
     adapt_steps: int = 20
     """Steps of an adaptation: language modelling of the environment's answers."""
     adapt_games: int = 24
@@ -153,13 +154,25 @@ class CriticConfig:
     """Critic steps an iteration."""
     batch_turns: int = 256
     """Transitions a critic step."""
-    warmup_iterations: int = 8
+    warmup_iterations: int = 5
     """Iterations before the actor first moves."""
     max_grad_norm: float = 1.0
     """Gradient clipping."""
 
     def __post_init__(self) -> None:
-        _at_least(self, hidden_size=1, lr=0, trunk_lr=0, epochs=0, batch_turns=1, warmup_iterations=0, adapt_every=0, adapt_steps=0, adapt_games=1, max_grad_norm=0)
+        _at_least(
+            self,
+            hidden_size=1,
+            lr=0,
+            trunk_lr=0,
+            epochs=0,
+            batch_turns=1,
+            warmup_iterations=0,
+            adapt_every=0,
+            adapt_steps=0,
+            adapt_games=1,
+            max_grad_norm=0,
+        )
         _within(self, gamma=(0.0, 1.0), tau=(0.0, 1.0))
 
 
@@ -171,13 +184,13 @@ class ActorConfig:
     """`replay`: fresh actions at states of replayed games; `on_policy`: at states of this iteration's games."""
     alternatives: int = 4
     """K, fresh actions a state; their mean Q is the baseline."""
-    states_per_game: int = 4
+    states_per_game: int = 8
     """States of a game that an actor step visits."""
-    batch_games: int = 64
+    batch_games: int = 32
     """Games an actor step."""
     epochs: int = 3
     """Actor steps an iteration."""
-    lr: float = 1e-4
+    lr: float = 3e-4
     """Learning rate."""
     normalise_advantages: bool = False
     """Divide a batch's advantages by their root mean square."""
@@ -191,7 +204,18 @@ class ActorConfig:
     """Gradient clipping."""
 
     def __post_init__(self) -> None:
-        _at_least(self, alternatives=2, states_per_game=1, batch_games=1, epochs=0, lr=0, kl_coef=0, entropy_coef=0, observation_coef=0, max_grad_norm=0)
+        _at_least(
+            self,
+            alternatives=2,
+            states_per_game=1,
+            batch_games=1,
+            epochs=0,
+            lr=0,
+            kl_coef=0,
+            entropy_coef=0,
+            observation_coef=0,
+            max_grad_norm=0,
+        )
 
 
 @dataclass(slots=True)

@@ -99,10 +99,13 @@ def _unit(hidden: Tensor) -> Tensor:
 class TurnCritic(nn.Module):
     """Online and target heads, and the trunk they read.
 
-    trunk `frozen`: weights that no value's gradient moves: the start policy's (shared with the reference, no
-    copy), or with `adapt_every` a copy that learns to predict observations between rests; `shared`: the actor's backbone; `separate`: a copy of the start
-    policy that the critic trains, with a target copy of its own.
+    trunk `frozen`: weights that no value's gradient moves: the start policy's (shared with the reference,
+    no copy), or with `adapt_every` a copy that learns to predict observations between rests; `shared`: the
+    actor's backbone; `separate`: a copy of the start policy that the critic trains, with a target copy of its own.
     """
+
+    _actor: Backbone
+    _reference: Backbone
 
     def __init__(self, config: CriticConfig, actor: Backbone, reference: Backbone, seed: int) -> None:
         super().__init__()
@@ -130,8 +133,8 @@ class TurnCritic(nn.Module):
         if self.separate_trunk is not None:
             return self.separate_trunk
         if self.config.trunk == "shared":
-            return self._actor  # type: ignore[no-any-return]
-        return self.adapted_trunk if self.adapted_trunk is not None else self._reference  # type: ignore[no-any-return]
+            return self._actor
+        return self.adapted_trunk if self.adapted_trunk is not None else self._reference
 
     @property
     def trains_trunk(self) -> bool:
@@ -148,8 +151,8 @@ class TurnCritic(nn.Module):
 
 
 def _pairs(critic: TurnCritic) -> tuple[list[Tensor], list[Tensor]]:
-    online = [*critic.heads.parameters()]
-    target = [*critic.target_heads.parameters()]
+    online: list[Tensor] = [*critic.heads.parameters()]
+    target: list[Tensor] = [*critic.target_heads.parameters()]
     if critic.separate_trunk is not None and critic.target_trunk is not None:
         online += critic.separate_trunk.parameters()
         target += critic.target_trunk.parameters()

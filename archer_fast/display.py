@@ -56,9 +56,10 @@ class Pace:
 
     def iteration(self, number: int, total: int, metrics: Mapping[str, float]) -> None:
         now = self._clock()
-        self._spent += now - self._last
+        if number > max(0, self.number):  # the evaluations before and after the run come as rows of their own
+            self._spent += now - self._last
+            self._seen += 1
         self._last = now
-        self._seen += 1
         self.number, self.total = number, total
         new = metrics.get("return", math.nan)
         if math.isfinite(new):

@@ -46,7 +46,7 @@ class GuardedStep:
     def __call__(self, loss: Tensor, meters: Meters, trajectory_ids: npt.NDArray[np.int64]) -> None:
         """Backward and step; `trajectory_ids` are the games of this batch, kept for a dump until `check`."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         bad = ~(torch.isfinite(norm) & torch.isfinite(loss.detach()))
         self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -112,7 +111,7 @@ def play_game(env: TextEnv, player: Player, seed: int, say: Say, *, echo: bool =
         turn += 1
         result = env.step(action)
         total += result.reward
-        shown = f"{turn:>3}  {action.strip() or '(nothing)'}" if echo else f"    "
+        shown = f"{turn:>3}  {one_line(action)}" if echo else "    "
         say(f"{shown}  ->  {result.text.strip()}")
         observation = result.text
         if result.terminated or result.truncated:
@@ -137,7 +136,7 @@ class Answers:
 
     texts: tuple[str, ...]  # every answer met, the most frequent first; empty where the task has free text
     winning: tuple[str, ...]  # those that ended a won game
-    prefix: str = " "  # what every answer begins and ends with, put around free text
+    prefix: str = " "  # the white space around the most frequent answer, put around free text
     suffix: str = "\n"
 
     def match(self, typed: str) -> str | None:
@@ -160,17 +159,23 @@ def learn_answers(spec: TaskSpec, options: dict[str, Any], games: int = 20) -> A
         for seed in range(games):
             env = spec.make_env(**options)
             game = play_scripted(env, spec.make_player(name), seed, options)
-            for text in [*game.observations[1:], game.final_observation]:
-                counts[text] = counts.get(text, 0) + 1
-            if game.infos[-1].get("won"):
+            heard = game.observations[1:]
+            if game.infos[-1].get("won"):  # the last words of a lost game may tell the secret
+                heard.append(game.final_observation)
                 winning[game.final_observation] = None
+            for text in heard:
+                counts[text] = counts.get(text, 0) + 1
     env = spec.make_env(**options)
     env.reset(0)
-    nonsense = env.step("?!").text
-    counts[nonsense] = counts.get(nonsense, 0)
+    nonsense = env.step("?!")
+    if not (nonsense.terminated or nonsense.truncated):
+        counts.setdefault(nonsense.text, 0)
+    if not counts:
+        return Answers((), ())
     texts = sorted(counts, key=lambda text: -counts[text])
-    prefix = os.path.commonprefix([re.match(r"\s*", t)[0] for t in texts])  # type: ignore[index]
-    suffix = os.path.commonprefix([re.search(r"\s*\Z", t)[0] for t in texts])  # type: ignore[index]
+    usual = texts[0]
+    body = usual.strip()
+    prefix, _, suffix = usual.partition(body) if body else ("", "", usual)
     return Answers(tuple(texts) if len(texts) <= MAX_ANSWERS else (), tuple(winning), prefix, suffix)
 
 
@@ -192,7 +197,7 @@ def answer_game(env: TextEnv, answers: Answers, player: Player, seed: int, say: 
         if action is None:
             say("[the model's window is full]")
             return turn
-        say(f"{turn + 1:>3}  {action.strip() or '(nothing)'}")
+        say(f"{turn + 1:>3}  {one_line(action)}")
         while (reply := answers.match(ask_person(ask, "     your answer: "))) is None:
             say(f"     please one of: {', '.join(choices)}; an empty line ends the game")
         observation = reply
@@ -208,6 +213,11 @@ def kind_of(env: TextEnv, action: str, seed: int) -> str | None:
     env.reset(seed)
     kind = env.step(action).info.get("kind")
     return None if kind is None else str(kind)
+
+
+def one_line(action: str) -> str:
+    """An action as it is shown; an untrained policy may say nothing, or line breaks."""
+    return " ".join(action.split()) or "(nothing)"
 
 
 def make_env(task: TaskConfig) -> TextEnv:

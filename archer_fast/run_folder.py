@@ -40,8 +40,8 @@ class RunFolder:
         """The folder of a run that was started; ValueError with the nearest name where none was."""
         path = Path(path)
         if not is_run(path):
-            cause = "has no config.json of a run" if path.is_dir() else "does not exist"
-            raise ValueError(f"run: wanted the folder of a run, but {str(path)!r} {cause}{_nearest_beside(path)}")
+            cause = "is none: it has no config.json of a run" if path.is_dir() else "does not exist"
+            raise ValueError(f"wanted the folder of a run, but {str(path)!r} {cause}{_nearest_beside(path)}")
         return cls(path)
 
     @property
@@ -87,6 +87,19 @@ class RunFolder:
     @property
     def curves(self) -> Path:
         return self.path / "curves.png"
+
+    def policy(self, which: str) -> Path:
+        """The Hugging Face folder of "best", "final", "start" or the "last" checkpoint; else ValueError."""
+        checkpoints = sorted(self.checkpoints.glob("iteration-*/policy"))
+        folders = {"best": self.best, "final": self.final, "start": self.start}
+        if checkpoints:
+            folders["last"] = checkpoints[-1]
+        there = [name for name, folder in folders.items() if folder.is_dir()]
+        if which not in there:
+            raise ValueError(
+                f"which: {str(self.path)!r} has no policy {which!r} yet (there: {', '.join(there) or 'none'})"
+            )
+        return folders[which]
 
     def check_free(self, *, resume: bool) -> None:
         """ValueError if a run was started here and nobody asked to resume it; changes nothing."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from archer_fast import _C
 from archer_fast.algorithms.archer import Archer
-from archer_fast.backbone import Backbone, load_backbone
+from archer_fast.backbone import Backbone, choose_device, load_backbone
 from archer_fast.buffer import TrajectoryBuffer
 from archer_fast.checkpoint import (
     Checkpoint,
@@ -31,9 +31,7 @@ from archer_fast.rollout.interact import play_games
 from archer_fast.run_folder import RunFolder, read_json, write_json, write_text
 from archer_fast.start_policy import start_policy
 from archer_fast.trajectory import Trajectory
-
-if TYPE_CHECKING:
-    from archer_fast.train import Watcher
+from archer_fast.watcher import Watcher
 
 GAMES_SHOWN = 5
 
@@ -76,7 +74,7 @@ class RunState:
     def start(cls, config: Config, folder: RunFolder, watcher: Watcher) -> RunState:
         """A new run, or with `config.resume` the one in `folder`, exactly where its last checkpoint left it."""
         check_installed(config.log)
-        device = _device(config.model.device)
+        device = choose_device(config.model.device)
         if config.resume and (found := list_checkpoints(folder.checkpoints)):
             run = cls._resume(config, folder, watcher, load_checkpoint(found[-1]), device)
         else:
@@ -125,7 +123,10 @@ class RunState:
         say = self.watcher.message
         say(f"task {self.config.task.name} {json.dumps(self.config.task.options)}, {parameters:,} parameters")
         say(f"device {self.actor.device}, {torch.get_num_threads()} threads, attention {self.actor.attention_impl}")
-        say(f"critic trunk {self.config.critic.trunk}, V target {self.config.critic.value_target}, packed one sequence a game")
+        say(
+            f"critic trunk {self.config.critic.trunk}, V target {self.config.critic.value_target}, "
+            "one packed sequence a game"
+        )
         say(f"buffer C++ ring ({_C.__name__}), {len(self.learner.buffer)} games in it")
 
     # -- one iteration -----------------------------------------------------------------------------
@@ -259,15 +260,3 @@ def _load(config: Config, path: Path, device: torch.device) -> tuple[Backbone, i
     return load_backbone(
         str(path), device=device, dtype=dtype, attention=config.model.attention, stop_token=config.model.stop_token
     )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device: wanted auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: {name!r} was asked for, but torch finds no GPU")
-    return device

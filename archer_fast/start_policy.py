@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -19,19 +18,12 @@ from archer_fast.envs.players import ScriptedGame, play_scripted
 from archer_fast.evaluation import encoder
 from archer_fast.tiny_model import build_tiny_model
 from archer_fast.warm_start import clone, to_trajectory
+from archer_fast.watcher import Watcher
 
 WARM_START_SEED = 1 << 41  # of the player's games: training and evaluation never see them
 
 
-class Phases(Protocol):
-    """The part of a run's watcher that a warm start talks to."""
-
-    def message(self, text: str) -> None: ...
-    def phase(self, name: str, total: int | None) -> None: ...
-    def advance(self, steps: int = 1) -> None: ...
-
-
-def start_policy(config: Config, device: torch.device, watcher: Phases) -> tuple[Backbone, int]:
+def start_policy(config: Config, device: torch.device, watcher: Watcher) -> tuple[Backbone, int]:
     """The start policy and its stop token's id; a warm start is done once for equal settings and games."""
     model = config.model
     wants_clone = config.warm_start.enabled if config.warm_start.enabled is not None else model.path is None

@@ -14,6 +14,9 @@ from archer_fast.attention import AttentionImpl
 from archer_fast.backbone import Backbone, build_causal_lm, wrap_tokenizer
 
 STOP_TOKEN = "<|stop|>"
+INITIALIZER_RANGE = (
+    0.08  # about 1/sqrt(hidden_size); at the usual .02 attention starts uniform and evidence is learned late
+)
 
 # Pieces that merges may not cross: up to three words with their punctuation, as superword tokenizers allow
 # (SuperBPE, Liu et al. 2025). "Is it a | common pet? | <stop>" is three tokens and " No.\n" one, so a turn of
@@ -70,6 +73,7 @@ def build_tiny_model(
             num_key_value_heads=sizes.num_kv_heads,
             intermediate_size=sizes.intermediate_size,
             max_position_embeddings=sizes.max_positions,
+            initializer_range=INITIALIZER_RANGE,
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=int(tokenizer.eos_token_id),

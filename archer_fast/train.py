@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import safetensors.numpy
@@ -20,24 +19,7 @@ from archer_fast.optim import NonFiniteLoss
 from archer_fast.run_folder import RunFolder
 from archer_fast.run_state import RunState
 from archer_fast.trajectory import Trajectory
-
-
-class Watcher(Protocol):
-    """Who looks on: the terminal, a test, nobody."""
-
-    def message(self, text: str) -> None: ...
-    def phase(self, name: str, total: int | None) -> None: ...
-    def advance(self, steps: int = 1) -> None: ...
-    def iteration(self, number: int, total: int, metrics: dict[str, float]) -> None: ...
-
-
-class SilentWatcher:
-    """A watcher that says nothing."""
-
-    def message(self, text: str) -> None: ...
-    def phase(self, name: str, total: int | None) -> None: ...
-    def advance(self, steps: int = 1) -> None: ...
-    def iteration(self, number: int, total: int, metrics: dict[str, float]) -> None: ...
+from archer_fast.watcher import Watcher
 
 
 class Interrupted(KeyboardInterrupt):

@@ -85,7 +85,9 @@ class Trajectory:
     @property
     def num_tokens(self) -> int:
         """Length of `input_ids`: every observation and action token, the final observation too."""
-        return int(sum(t.observation_ids.size + t.action_ids.size for t in self.turns) + self.final_observation_ids.size)
+        return int(
+            sum(t.observation_ids.size + t.action_ids.size for t in self.turns) + self.final_observation_ids.size
+        )
 
     @property
     def input_ids(self) -> Int32:

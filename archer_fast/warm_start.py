@@ -22,7 +22,9 @@ def to_trajectory(game: ScriptedGame, encode: Callable[[str], list[int]], stop_t
     turns = []
     for observation, action, reward in zip(game.observations, game.actions, game.rewards, strict=True):
         action_ids = np.array([*encode(action), stop_token_id], np.int32)
-        turns.append(Turn(np.array(encode(observation), np.int32), action_ids, np.zeros(action_ids.size, np.float32), reward, -1))
+        turns.append(
+            Turn(np.array(encode(observation), np.int32), action_ids, np.zeros(action_ids.size, np.float32), reward, -1)
+        )
     final = np.array(encode(game.final_observation), np.int32)
     return Trajectory(tuple(turns), final, game.terminated, game.truncated)
 
@@ -67,7 +69,7 @@ def clone(
         observation_loss = -logprobs[~is_action].mean()
         loss = action_loss + config.observation_weight * observation_loss
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()

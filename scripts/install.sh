@@ -48,7 +48,7 @@ EOF
 install_torch() {
   local spec=${TORCH:-} index=()
   if nvidia-smi -L >/dev/null 2>&1; then
-    spec=${spec:-torch>=2.10}
+    spec=${spec:-torch>=2.12}
     say "NVIDIA GPU found: installing $spec (CUDA build)"
   else
     spec=${spec:-torch==2.13.0}

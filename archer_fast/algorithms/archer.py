@@ -32,7 +32,6 @@ from archer_fast.trajectory import Trajectory
 GAMES_A_PASS = 64  # of the passes that fill the feature cache
 
 
-
 class Archer:
     """The learner's state and its two phases: `insert`, then `update_critic`, then `update_actor`."""
 
@@ -165,7 +164,7 @@ class Archer:
         def under(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-        mine = {k for k in self.critic.state_dict()}
+        mine = set(self.critic.state_dict())
         saved = under("critic.")
         if mine != saved.keys():
             raise KeyError(f"critic.{sorted(mine ^ saved.keys())[0]}")
@@ -276,9 +275,7 @@ class Archer:
             _, action, _ = self._read_alternatives(batch, alternatives)
             at = torch.from_numpy(places).to(self.actor.device)
             hidden[at], logprob[at] = action.hidden.float(), action.logprob
-        return [
-            ActionFeatures(h, lp) for h, lp in zip(hidden.split(sizes), logprob.split(sizes), strict=True)
-        ]
+        return [ActionFeatures(h, lp) for h, lp in zip(hidden.split(sizes), logprob.split(sizes), strict=True)]
 
     # -- actor -------------------------------------------------------------------------------------
 

@@ -28,6 +28,8 @@ class TwentyQuestions:
     `original_quirks`: the game is won by a yes whose question's LAST WORD is an accepted name, so
     "Does it eat a dog?" wins the dog, and an object that has only names of several words is never won.
     Mended, a question wins if it is a guess and nothing else (`FactTable.guessed`).
+    `reveal`: a lost game's last text names the object, as people do ("No.\\nIt was a dog.\\n"); nobody can act on
+    it, but a model that learns to predict the texts learns what answers mean. Never with `original_quirks`.
 
     >>> env = TwentyQuestions(objects=10)
     >>> env.reset(seed=0, options={"object": "dog"})
@@ -40,10 +42,16 @@ class TwentyQuestions:
     step_time_limit: float | None = None
 
     def __init__(
-        self, objects: int | Sequence[str] | None = None, original_quirks: bool = False, max_turns: int = 20
+        self,
+        objects: int | Sequence[str] | None = None,
+        original_quirks: bool = False,
+        max_turns: int = 20,
+        reveal: bool = True,
     ) -> None:
-        if not isinstance(original_quirks, bool):
-            raise TypeError(f"original_quirks: wanted a bool, got {original_quirks!r}")
+        for option, value in (("original_quirks", original_quirks), ("reveal", reveal)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{option}: wanted a bool, got {value!r}")
+        self.reveal = reveal and not original_quirks
         self.max_turns = check_count("max_turns", max_turns)
         self.original_quirks = original_quirks
         self._table = fact_table()
@@ -59,7 +67,12 @@ class TwentyQuestions:
     @property
     def options(self) -> dict[str, Any]:
         """The keywords that make this env again."""
-        return {"objects": self._objects_option, "original_quirks": self.original_quirks, "max_turns": self.max_turns}
+        return {
+            "objects": self._objects_option,
+            "original_quirks": self.original_quirks,
+            "max_turns": self.max_turns,
+            "reveal": self.reveal,
+        }
 
     def reset(self, seed: int, options: Mapping[str, Any] | None = None) -> str:
         """Hide an object drawn by `seed`, or `options["object"]`."""
@@ -90,6 +103,8 @@ class TwentyQuestions:
             info["object"] = self._table.objects[self._hidden].name
             self._turn = -1
         answer = INVALID if kind == "invalid" else YES if yes else NO
+        if over and not won and self.reveal:
+            answer += revealed(self._table.objects[self._hidden].guess)
         return StepResult(answer, 0.0 if won else -1.0, over, False, info)
 
     def _judge(self, question: str) -> tuple[str, bool]:
@@ -110,14 +125,22 @@ class TwentyQuestions:
         return action[:end].split(" ")[-1].lower() in self._table.objects[self._hidden].names
 
 
+def revealed(guess: str) -> str:
+    """The line that ends a lost game: revealed("Is it a dog?") == "It was a dog.\\n"."""
+    return guess.replace("Is it", "It was", 1).rstrip("?") + ".\n"
+
+
 def vocabulary(
-    objects: int | Sequence[str] | None = None, original_quirks: bool = False, max_turns: int = 20
+    objects: int | Sequence[str] | None = None,
+    original_quirks: bool = False,
+    max_turns: int = 20,
+    reveal: bool = True,
 ) -> list[str]:
     """Every text an env or an agent needs: opening, phrasings, guesses, answers."""
     table = fact_table()
     phrasings = [phrasing for attribute in table.attributes for phrasing in attribute.phrasings]
     guesses = [table.objects[i].guess for i in resolve_objects(objects)]
-    return [OPENING, *phrasings, *guesses, YES, NO, INVALID]
+    return [OPENING, *phrasings, *guesses, *map(revealed, guesses), YES, NO, INVALID]
 
 
 TASK = TaskSpec(

@@ -75,7 +75,7 @@ class MediocrePlayer(_Reasoner):
             fitting = self._consistent() if rng.random() < self.listening_share else None
             return self._guess(rng.choice(fitting or self._objects))
         attribute = rng.choices(self._table.attributes, self._weights)[0]
-        return rng.choice(attribute.phrasings), attribute.mask
+        return attribute.phrasings[0], attribute.mask
 
 
 class ExpertPlayer(_Reasoner):
