@@ -7,14 +7,15 @@ import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from typing import Protocol, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-AttentionImpl = Literal["auto", "flash_attention_2", "varlen", "sdpa", "reference"]
-IMPLS: tuple[str, ...] = ("auto", "flash_attention_2", "varlen", "sdpa", "reference")
+from archer_fast.config import AttentionImpl
+
+IMPLS: tuple[str, ...] = get_args(AttentionImpl)
 
 
 class Layout(Protocol):

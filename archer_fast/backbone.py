@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import logging
+import zlib
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from archer_fast.attention import AttentionImpl, Layout, PackedLayout, choose_impl
+from archer_fast.attention import Layout, PackedLayout, choose_impl
+from archer_fast.config import AttentionImpl
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +112,12 @@ class Backbone(nn.Module):
         twin = Backbone(copy.deepcopy(self.model), self.tokenizer, self.attention_impl)
         twin.requires_grad_(False)
         return twin
+
+    def fingerprint(self) -> int:
+        """A checksum of every weight's name and bits: equal for equal weights, whatever file they came from."""
+        names = "".join(name for name, _ in self.named_parameters())
+        hashes = torch.stack([torch.hash_tensor(p.detach()) for p in self.parameters()])
+        return zlib.crc32(names.encode() + hashes.cpu().numpy().tobytes())
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder (safetensors, config, tokenizer) that any tool of that world loads."""

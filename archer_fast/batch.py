@@ -64,11 +64,6 @@ class PackedBatch:
         return self.action_mask.nonzero().squeeze(1)
 
     @property
-    def observation_rows(self) -> Tensor:
-        """[O] int64: the environment's tokens that have a predecessor in their game."""
-        return (~self.action_mask & (self.position_ids > 0)).nonzero().squeeze(1)
-
-    @property
     def trajectory(self) -> Tensor:
         """[N] int64: the trajectory each turn belongs to."""
         counts = (self.cu_turns[1:] - self.cu_turns[:-1]).long()

@@ -85,8 +85,10 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
         write(temporary)
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, safetensors.SafetensorError):  # how it tells of a full disk
+            raise OSError(f"{target}: {error}") from error
         raise
     if target.exists():
         old = target.with_name(f".{target.name}.old")
@@ -109,7 +111,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     manifest = _json(path / MANIFEST)
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path / MANIFEST}: field 'format': wanted {FORMAT}, got {manifest.get('format')!r}")
-    for name, digest in manifest.get("sha256", {}).items():
+    if not isinstance(manifest.get("sha256"), dict):
+        raise CheckpointError(f"{path / MANIFEST}: field 'sha256' is missing")
+    for name, digest in manifest["sha256"].items():
         file = path / name
         if not file.is_file():
             raise CheckpointError(f"{file}: missing")

@@ -10,9 +10,9 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from archer_fast.attention import AttentionImpl
-from archer_fast.tiny_model import TinyModel
+# No module of ours is imported here: whoever only asks for settings (`--help`) should not wait for torch.
 
+AttentionImpl = Literal["auto", "flash_attention_2", "varlen", "sdpa", "reference"]
 TrunkMode = Literal["frozen", "shared", "separate"]
 ValueTarget = Literal["behaviour", "resample"]
 ActorData = Literal["replay", "on_policy"]
@@ -50,6 +50,34 @@ class TaskConfig:
             self.options = dict(_USUAL_OPTIONS.get(self.name, {}))
 
 
+@dataclass(slots=True, frozen=True)
+class TinyModel:
+    """Sizes of the embedded default model (about 0.4 M parameters: a decode step of 128 games in a few ms)."""
+
+    hidden_size: int = 128
+    """Width of the residual stream."""
+    num_layers: int = 2
+    """Decoder blocks."""
+    num_heads: int = 4
+    """Query heads."""
+    num_kv_heads: int = 1
+    """Key-value heads (one: the cache, which bounds decoding speed, is a quarter)."""
+    intermediate_size: int = 256
+    """Width of the gated MLP."""
+    max_positions: int = 512
+    """The window, in tokens."""
+    vocab_size: int = 2048
+    """At most; the task's text decides."""
+
+    def __post_init__(self) -> None:
+        sizes = {f.name: 1 for f in dataclasses.fields(self)}
+        _at_least(self, **sizes | {"vocab_size": 257})  # every byte, and the stop token
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads: wanted a multiple of num_kv_heads {self.num_kv_heads}, got {self.num_heads}")
+        if self.hidden_size % (2 * self.num_heads):  # rotary positions turn a head's numbers in pairs
+            raise ValueError(f"hidden_size: wanted a multiple of 2 x {self.num_heads} heads, got {self.hidden_size}")
+
+
 @dataclass(slots=True)
 class ModelConfig:
     """The policy that is trained."""
@@ -57,7 +85,7 @@ class ModelConfig:
     path: str | None = None
     """A local folder or hub name of any causal LM; None builds and warm-starts the tiny embedded model."""
     tiny: TinyModel = field(default_factory=TinyModel)
-    """Sizes of the embedded model."""
+    """Sizes of the embedded default model."""
     stop_token: str | None = None
     """Text of the one token that ends an action; None: the tokenizer's end-of-sequence token."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -133,13 +161,6 @@ class CriticConfig:
     reaches the actor's backbone; `separate`: a trunk of its own, trained with the heads."""
     value_target: ValueTarget = "behaviour"
     """a' of V's target Qbar(s, a'): the action that was taken, or a fresh sample of the policy a draw."""
-    adapt_every: int = 2
-    """Iterations between adaptations of a `frozen` trunk to the replayed games, after which its features are
-    made anew; 0: never."""
-    adapt_steps: int = 20
-    """Steps of an adaptation: language modelling of the environment's answers."""
-    adapt_games: int = 24
-    """Games a step of an adaptation."""
     hidden_size: int = 256
     """Width of the heads' two hidden layers."""
     lr: float = 1e-3
@@ -168,9 +189,6 @@ class CriticConfig:
             epochs=0,
             batch_turns=1,
             warmup_iterations=0,
-            adapt_every=0,
-            adapt_steps=0,
-            adapt_games=1,
             max_grad_norm=0,
         )
         _within(self, gamma=(0.0, 1.0), tau=(0.0, 1.0))
@@ -188,18 +206,18 @@ class ActorConfig:
     """States of a game that an actor step visits."""
     batch_games: int = 32
     """Games an actor step."""
-    epochs: int = 3
+    epochs: int = 6
     """Actor steps an iteration."""
-    lr: float = 3e-4
+    lr: float = 2e-4
     """Learning rate."""
     normalise_advantages: bool = False
     """Divide a batch's advantages by their root mean square."""
-    kl_coef: float = 0.0
-    """Weight of KL(policy || start)."""
+    kl_coef: float = 0.05
+    """Weight of KL(policy || start): without it the actor drifts to texts the critic never saw."""
+    max_kl_step: float = 0.5
+    """Nats an action that KL(policy || start) may move in one iteration; then its actor steps end."""
     entropy_coef: float = 0.0
     """Weight of the entropy of an action's tokens (a bonus)."""
-    observation_coef: float = 1.0
-    """Weight of the auxiliary loss that predicts the environment's tokens (see `actor.actor_loss`)."""
     max_grad_norm: float = 1.0
     """Gradient clipping."""
 
@@ -213,7 +231,7 @@ class ActorConfig:
             lr=0,
             kl_coef=0,
             entropy_coef=0,
-            observation_coef=0,
+            max_kl_step=0,
             max_grad_norm=0,
         )
 
@@ -261,7 +279,7 @@ class Config:
     """Loggers beside metrics.jsonl, each an extra of the package."""
 
     def __post_init__(self) -> None:
-        _at_least(self, iterations=0, checkpoint_every=1, max_skipped_steps=1)
+        _at_least(self, iterations=0, seed=0, checkpoint_every=1, max_skipped_steps=1)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

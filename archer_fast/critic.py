@@ -99,9 +99,8 @@ def _unit(hidden: Tensor) -> Tensor:
 class TurnCritic(nn.Module):
     """Online and target heads, and the trunk they read.
 
-    trunk `frozen`: weights that no value's gradient moves: the start policy's (shared with the reference,
-    no copy), or with `adapt_every` a copy that learns to predict observations between rests; `shared`: the
-    actor's backbone; `separate`: a copy of the start policy that the critic trains, with a target copy of its own.
+    trunk `frozen`: the start policy, which is also the reference (no copy); `shared`: the actor's backbone;
+    `separate`: a copy of the start policy that the critic trains, with a target copy of its own.
     """
 
     _actor: Backbone
@@ -118,10 +117,6 @@ class TurnCritic(nn.Module):
         if config.trunk == "separate":
             self.separate_trunk = reference.frozen_copy().requires_grad_(True)
             self.target_trunk = reference.frozen_copy()
-        self.adapted_trunk: Backbone | None = None
-        if config.trunk == "frozen" and config.adapt_every > 0:
-            self.adapted_trunk = reference.frozen_copy().requires_grad_(True)
-        self.trunk_version = 0
         # Borrowed, not owned: not in state_dict(), not moved with this module.
         object.__setattr__(self, "_actor", actor)
         object.__setattr__(self, "_reference", reference)
@@ -134,7 +129,7 @@ class TurnCritic(nn.Module):
             return self.separate_trunk
         if self.config.trunk == "shared":
             return self._actor
-        return self.adapted_trunk if self.adapted_trunk is not None else self._reference
+        return self._reference
 
     @property
     def trains_trunk(self) -> bool:

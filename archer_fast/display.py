@@ -193,7 +193,8 @@ class LiveDisplay:
         if name == "rollout" and not self._in_iterations:
             self._in_iterations = True
             self._pace.begin_iterations()
-        self._progress.reset(self._task, description=f"{name:<8}", total=total, count=self._count(0, total))
+        self._progress.remove_task(self._task)  # reset() would keep the old total where the new one is not known
+        self._task = self._progress.add_task(f"{name:<8}", total=total, count=self._count(0, total))
 
     def advance(self, steps: int = 1) -> None:
         task = self._progress.tasks[0]

@@ -13,10 +13,10 @@ class FeatureCache:
 
     Both kinds of id count up and the live ones are a contiguous range, so a ring at least as long as
     that range never mixes two of them. Capacity doubles when the range outgrows it. `trunk_version`
-    names the weights that made the features; a critic whose trunk moved must not read them.
+    is the fingerprint of the weights that made the features.
     """
 
-    def __init__(self, trunk_size: int, device: torch.device, trunk_version: int = 0) -> None:
+    def __init__(self, trunk_size: int, device: torch.device, trunk_version: int) -> None:
         self.trunk_version = trunk_version
         self._live_turns = (0, 0)
         self._live_games = (0, 0)
@@ -75,7 +75,8 @@ class FeatureCache:
                     capacity *= 2
                 if capacity > ring.shape[0]:
                     grown = ring.new_zeros(capacity, *ring.shape[1:])
-                    kept = torch.arange(max(old_live[0], live[0]), old_live[1], device=ring.device)
+                    first = min(max(old_live[0], live[0]), old_live[1])  # a push may evict all that was there
+                    kept = torch.arange(first, old_live[1], device=ring.device)
                     grown[kept % capacity] = ring[kept % ring.shape[0]]
                     setattr(self, name, grown)
         self._live_turns, self._live_games = live_turns, live_games
@@ -91,8 +92,12 @@ class FeatureCache:
         }
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        live = tensors["live"].tolist()
+        if live[4] != self.trunk_version:
+            raise ValueError(
+                f"cache.live: features of a trunk {live[4]:08x}, but the start policy is {self.trunk_version:08x}"
+            )
         device = self._state.device
         self._state, self._action = tensors["state"].to(device), tensors["action"].to(device)
         self._logprob, self._final = tensors["logprob"].to(device), tensors["final"].to(device)
-        live = tensors["live"].tolist()
-        self._live_turns, self._live_games, self.trunk_version = (live[0], live[1]), (live[2], live[3]), live[4]
+        self._live_turns, self._live_games = (live[0], live[1]), (live[2], live[3])

@@ -49,7 +49,8 @@ def reinforce_loss(logprobs: Tensor, advantages: Tensor, num_actions: int) -> Te
 def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, num_actions: int) -> Tensor:
     """1/(2n) sum (log pi - log ref)^2 over tokens sampled from pi.
 
-    Its gradient is an unbiased estimate of that of the actions' KL(pi || ref) when tokens are sampled from
-    pi (the "k2" estimator, Schulman 2020, joschu.net/blog/kl-approx.html). Zero where pi = ref.
+    Its gradient is an unbiased estimate of that of each token's KL(pi || ref) at the prefixes that were sampled,
+    how likely those are taken as given (the "k2" estimator, Schulman 2020, joschu.net/blog/kl-approx.html).
+    Zero where pi = ref.
     """
     return 0.5 * (logprobs - ref_logprobs).square().sum() / max(num_actions, 1)

@@ -131,14 +131,6 @@ class RunState:
 
     # -- one iteration -----------------------------------------------------------------------------
 
-    @property
-    def adapts_now(self) -> bool:
-        """Whether the frozen trunk learns from the replay before this critic phase."""
-        c = self.config.critic
-        last_warmup = max(0, c.warmup_iterations - 1)
-        due = c.adapt_every > 0 and self.iteration >= last_warmup
-        return c.trunk == "frozen" and due and (self.iteration - last_warmup) % c.adapt_every == 0
-
     def play_games(self, meters: Meters) -> list[Trajectory]:
         """This iteration's games, played by the present actor."""
         r = self.config.rollout

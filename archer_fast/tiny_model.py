@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from archer_fast.attention import AttentionImpl
 from archer_fast.backbone import Backbone, build_causal_lm, wrap_tokenizer
+from archer_fast.config import AttentionImpl, TinyModel
 
 STOP_TOKEN = "<|stop|>"
 INITIALIZER_RANGE = (
@@ -22,19 +21,6 @@ INITIALIZER_RANGE = (
 # (SuperBPE, Liu et al. 2025). "Is it a | common pet? | <stop>" is three tokens and " No.\n" one, so a turn of
 # Twenty Questions is five where words alone would make it ten, and every pass over it half as long.
 _PIECES = r" ?\p{L}+(?: \p{L}+){0,2}[.?!:]?\n?| ?\p{N}+|[^\s\p{L}\p{N}]+\n?|\s"
-
-
-@dataclass(slots=True, frozen=True)
-class TinyModel:
-    """Sizes of the embedded default model (about 0.4 M parameters: a decode step of 128 games in a few ms)."""
-
-    hidden_size: int = 128  # width of the residual stream
-    num_layers: int = 2  # decoder blocks
-    num_heads: int = 4  # query heads
-    num_kv_heads: int = 1  # key-value heads (one: the cache, which bounds decoding speed, is a quarter)
-    intermediate_size: int = 256  # width of the gated MLP
-    max_positions: int = 512  # the window, in tokens
-    vocab_size: int = 2048  # at most; the task's text decides
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:

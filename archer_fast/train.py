@@ -43,10 +43,8 @@ def train(config: Config, folder: RunFolder, watcher: Watcher) -> dict[str, floa
             try:
                 with clock("rollout"):
                     games = run.play_games(meters)
-                    learner.insert(games)
+                    learner.insert(games, meters)
                 with clock("critic"):
-                    if run.adapts_now:
-                        learner.adapt_trunk(meters)
                     learner.update_critic(meters, watcher.advance)
                 with clock("actor"):
                     if run.iteration >= config.critic.warmup_iterations:

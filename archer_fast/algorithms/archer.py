@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from archer_fast.actor import actor_loss, observation_loss
+from archer_fast.actor import actor_loss
 from archer_fast.advantages import centre_by_state
 from archer_fast.backbone import Backbone
 from archer_fast.batch import Alternatives, PackedBatch, TreeBatch, plant_tree
@@ -41,7 +41,7 @@ class Archer:
         self.config = config
         self.actor, self.reference, self.engine, self.buffer = actor, reference, engine, buffer
         self.critic = TurnCritic(config.critic, actor, reference, seed=config.seed + 1)
-        self.cache = FeatureCache(actor.hidden_size, actor.device)
+        self.cache = FeatureCache(actor.hidden_size, actor.device, trunk_version=reference.fingerprint())
         self.rng = np.random.default_rng([config.seed, 2])  # which turns of a game the actor visits
         c, a, patience = config.critic, config.actor, config.max_skipped_steps
         head_groups = [
@@ -51,48 +51,22 @@ class Archer:
         self.critic_step = GuardedStep("critic", head_groups, c.max_grad_norm, patience)
         actor_group = [{"params": list(actor.parameters()), "lr": a.lr}]
         self.actor_step = GuardedStep("actor", actor_group, a.max_grad_norm, patience)
-        self.adapt_step: GuardedStep | None = None
-        if self.critic.adapted_trunk is not None:
-            adapt_group = [{"params": list(self.critic.adapted_trunk.parameters()), "lr": c.trunk_lr}]
-            self.adapt_step = GuardedStep("adapt", adapt_group, c.max_grad_norm, patience)
 
-    def insert(self, trajectories: list[Trajectory]) -> None:
-        """Store games in the buffer; a frozen trunk reads them once, for as long as its weights stay."""
+    def insert(self, trajectories: list[Trajectory], meters: Meters) -> None:
+        """Store games in the buffer; the start policy reads them once, for a frozen trunk's features and the KL."""
         first = self.buffer.trajectory_range[1]
         self.buffer.extend(trajectories)
-        if not self.critic.trains_trunk:
-            self._cache_features(first)
-
-    def adapt_trunk(self, meters: Meters) -> None:
-        """Let a frozen critic trunk learn what the environment answers in the replayed games, then read them anew.
-
-        Self-supervised: no value, no reward. It is what makes features tell actions apart at states that
-        the start policy never saw; between two calls the trunk rests and its features are cached.
-        """
-        c, trunk = self.config.critic, self.critic.adapted_trunk
-        assert trunk is not None and self.adapt_step is not None, "adapt_every is 0 or the trunk is not frozen"
-        for _ in range(c.adapt_steps):
-            games = np.sort(self.buffer.sample_trajectories(min(c.adapt_games, len(self.buffer))))
-            batch = self._collate(games)
-            hidden = trunk(batch.input_ids, batch.position_ids, trunk.layout(batch.cu_seqlens, batch.lengths))
-            loss = observation_loss(trunk, hidden, batch)
-            meters.add(trunk_observation_loss=loss.detach())
-            meters.count(processed_tokens=batch.num_tokens)
-            self.adapt_step(loss, meters, games)
-        self.adapt_step.check(meters)
-        self.critic.trunk_version += 1
-        self._cache_features(self.buffer.trajectory_range[0])
-
-    def _cache_features(self, first: int) -> None:
-        """Features of the live games from id `first` on."""
         low, end = self.buffer.trajectory_range
         for start in range(max(first, low), end, GAMES_A_PASS):
             games = np.arange(start, min(start + GAMES_A_PASS, end))
+            batch = self._collate(games)
             with torch.no_grad():
-                features = read_games(self.critic.trunk, self._collate(games), self.config.rollout.temperature)
-            first_turn = int(self.buffer.turn_span(games[:1])[0][0])
-            self.cache.insert(features, first_turn, start, self.buffer.turn_range, self.buffer.trajectory_range)
-        self.cache.trunk_version = self.critic.trunk_version
+                features = read_games(self.reference, batch, self.config.rollout.temperature)
+            meters.add(kl=(batch.rollout_logprobs.sum() - features.action.logprob.sum()) / len(batch.turn))
+            meters.count(processed_tokens=batch.num_tokens)
+            if not self.critic.trains_trunk:
+                first_turn = int(self.buffer.turn_span(games[:1])[0][0])
+                self.cache.insert(features, first_turn, start, self.buffer.turn_range, self.buffer.trajectory_range)
 
     def update_critic(self, meters: Meters, on_step: Callable[[], object] = lambda: None) -> None:
         """`epochs` gradient steps on replayed transitions, the target moved after each."""
@@ -107,39 +81,46 @@ class Archer:
         self.critic_step.check(meters)
 
     def update_actor(self, newest: int, meters: Meters, on_step: Callable[[], object] = lambda: None) -> None:
-        """`epochs` policy-gradient steps on fresh alternatives; `newest`: this iteration's number of games."""
+        """`epochs` policy-gradient steps on fresh alternatives; `newest`: this iteration's number of games.
+
+        They end early once the policy has moved `max_kl_step` from where the iteration began: a critic is only
+        to be trusted near the actions it has seen, and the next rollout will show it the new ones.
+        """
         a = self.config.actor
+        first_kl: float | None = None
         for _ in range(a.epochs):
             games = self._choose_games(newest)
             batch = self._collate(games)
+            forwarded = self.engine.num_forward_tokens
             alternatives = self.engine.sample_alternatives(batch, self._choose_states(batch))
-            state, action, tree = self._read_alternatives(batch, alternatives)
+            state, action, trunk_logprobs, tree = self._read_alternatives(batch, alternatives)
             with torch.no_grad():
                 q = self.critic.heads.q_value(state, action).amin(0)
                 advantages = centre_by_state(q, tree.turn_ids, batch.turn.shape[0])
-            ref_logprobs = None
-            if a.kl_coef > 0:
+            ref_logprobs = trunk_logprobs
+            if self.critic.trunk is not self.reference:
                 ref_logprobs = read_tree(self.reference, batch, tree, self.config.rollout.temperature)[2]
+            kl = ((tree.rollout_logprobs.sum() - ref_logprobs.sum()) / tree.num_branches).item()
+            first_kl = kl if first_kl is None else first_kl
+            if abs(kl - first_kl) > a.max_kl_step:
+                break
             out = actor_loss(
                 self.actor,
-                batch,
                 tree,
                 advantages,
                 ref_logprobs,
                 temperature=self.config.rollout.temperature,
                 kl_coef=a.kl_coef,
                 entropy_coef=a.entropy_coef,
-                observation_coef=a.observation_coef,
                 normalise_advantages=a.normalise_advantages,
             )
             meters.add(
-                actor_loss=out.policy_loss,
-                entropy=out.entropy,
-                observation_loss=out.observation_loss,
-                advantage_std=advantages.std(),
-                q_fresh=q.mean(),
+                actor_loss=out.policy_loss, entropy=out.entropy, advantage_std=advantages.std(), q_fresh=q.mean()
             )
-            meters.count(processed_tokens=tree.input_ids.numel(), useful_tokens=tree.rows.numel())
+            sampled = self.engine.num_forward_tokens - forwarded
+            meters.count(
+                processed_tokens=sampled + 2 * tree.input_ids.numel(), useful_tokens=tree.rows.numel(), actor_steps=1
+            )
             self.actor_step(out.loss, meters, games)
             on_step()
         self.actor_step.check(meters)
@@ -147,8 +128,7 @@ class Archer:
     # -- checkpoints -------------------------------------------------------------------------------
 
     def _steps(self) -> dict[str, GuardedStep]:
-        steps = {"critic": self.critic_step, "actor": self.actor_step}
-        return steps if self.adapt_step is None else {**steps, "adapt": self.adapt_step}
+        return {"critic": self.critic_step, "actor": self.actor_step}
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Everything but the policy, the buffer and `state_numbers` that an exact resume needs."""
@@ -177,13 +157,11 @@ class Archer:
         """Counters and random states as plain values."""
         return {
             "rng": self.rng.bit_generator.state,
-            "trunk_version": self.critic.trunk_version,
             "steps": {name: [s.num_steps, s.skipped_in_a_row] for name, s in self._steps().items()},
         }
 
     def load_state_numbers(self, numbers: dict[str, Any]) -> None:
         self.rng.bit_generator.state = numbers["rng"]
-        self.critic.trunk_version = numbers["trunk_version"]
         for name, step in self._steps().items():
             step.num_steps, step.skipped_in_a_row = numbers["steps"][name]
 
@@ -194,7 +172,7 @@ class Archer:
         if not self.critic.trains_trunk:
             return self.buffer.sample_turns(self.config.critic.batch_turns)
         num_games = max(1, round(self.config.critic.batch_turns * len(self.buffer) / self.buffer.num_turns))
-        games = self.buffer.sample_trajectories(min(num_games, len(self.buffer)))
+        games = np.sort(self.buffer.sample_trajectories(min(num_games, len(self.buffer))))  # as they are collated
         first, count = self.buffer.turn_span(games)
         return np.concatenate([np.arange(f, f + n) for f, n in zip(first, count, strict=True)])
 
@@ -208,7 +186,6 @@ class Archer:
         if self.critic.trains_trunk:
             state, action, next_state, target_state, target_action = self._read_trained_trunk(turn_ids)
         else:
-            assert self.cache.trunk_version == self.critic.trunk_version, "features of other weights"
             state = target_state = self.cache.states(ids, turn)
             action = target_action = self.cache.actions(ids)
             next_state = self.cache.next_states(ids, turn, is_last, games)
@@ -272,7 +249,7 @@ class Archer:
             turn_ids = np.full((chosen.size, counts[chosen].max()), -1, np.int64)
             turn_ids[rows, column] = turn_in_batch
             alternatives = self.engine.sample_alternatives(batch, torch.from_numpy(turn_ids).to(self.actor.device))
-            _, action, _ = self._read_alternatives(batch, alternatives)
+            _, action, _, _ = self._read_alternatives(batch, alternatives)
             at = torch.from_numpy(places).to(self.actor.device)
             hidden[at], logprob[at] = action.hidden.float(), action.logprob
         return [ActionFeatures(h, lp) for h, lp in zip(hidden.split(sizes), logprob.split(sizes), strict=True)]
@@ -300,11 +277,11 @@ class Archer:
 
     def _read_alternatives(
         self, batch: PackedBatch, alternatives: Alternatives
-    ) -> tuple[StateFeatures, ActionFeatures, TreeBatch]:
-        """What Q reads of fresh alternatives, and their tree."""
+    ) -> tuple[StateFeatures, ActionFeatures, Tensor, TreeBatch]:
+        """What Q reads of fresh alternatives, the log-probs of their tokens under the critic's trunk, their tree."""
         tree = plant_tree(batch, alternatives, self.actor.layout(batch.cu_seqlens, batch.lengths))
-        state, action, _ = read_tree(self.critic.trunk, batch, tree, self.config.rollout.temperature)
-        return state, action, tree
+        state, action, logprobs = read_tree(self.critic.trunk, batch, tree, self.config.rollout.temperature)
+        return state, action, logprobs, tree
 
     def _collate(self, trajectory_ids: np.ndarray) -> PackedBatch:
         return PackedBatch.from_arrays(self.buffer.collate(trajectory_ids), self.actor.device)

@@ -57,23 +57,25 @@ class RandomQuestionPlayer(_Reasoner):
 
 
 class MediocrePlayer(_Reasoner):
-    """The teacher of behaviour cloning: knows the words of the game, listens some of the time, repeats itself."""
+    """The teacher of behaviour cloning: asks much, listens seldom, but never guesses the same object twice."""
 
     guess_share = 0.2  # turns spent on a guess
-    listening_share = 0.1  # guesses that fit the answers so far
+    listening_share = 0.25  # guesses that fit the answers so far
 
     def reset(self, seed: int, env_options: Mapping[str, Any]) -> None:
         """Begin a game; questions are drawn by how evenly they part the task's objects, whatever was answered."""
         super().reset(seed, env_options)
-        half = len(self._objects)
-        shares = [(a.mask & self._possible).bit_count() / half for a in self._table.attributes]
+        self._guessed = 0  # a bit mask of objects
+        shares = [(a.mask & self._possible).bit_count() / len(self._objects) for a in self._table.attributes]
         self._weights = [(p * (1 - p)) ** 2 for p in shares]
 
     def _choose(self) -> tuple[str, int]:
         rng = self._rng
         if rng.random() < self.guess_share:
-            fitting = self._consistent() if rng.random() < self.listening_share else None
-            return self._guess(rng.choice(fitting or self._objects))
+            fitting = self._consistent() if rng.random() < self.listening_share else []
+            index = rng.choice(fitting or [i for i in self._objects if not self._guessed >> i & 1] or self._objects)
+            self._guessed |= 1 << index
+            return self._guess(index)
         attribute = rng.choices(self._table.attributes, self._weights)[0]
         return attribute.phrasings[0], attribute.mask
 

@@ -47,7 +47,8 @@ def test_our_own_tasks() -> None:
     assert isinstance(env, TwentyQuestions) and (len(env.objects), env.max_turns) == (10, 5)
     assert isinstance(make_env("guess-number", high=7), GuessNumber)
     assert get("guess-number").options == {"high": 32, "max_turns": 20}
-    assert get("twenty-questions").options == {"objects": None, "original_quirks": False, "max_turns": 20}
+    questions = {"objects": None, "original_quirks": False, "max_turns": 20, "reveal": True}
+    assert get("twenty-questions").options == questions
     assert [get(n).default_player for n in ("guess-number", "twenty-questions")] == ["random", "mediocre"]
     assert [get(n).reference_player for n in ("guess-number", "twenty-questions")] == ["bisection", "expert"]
 
@@ -64,7 +65,7 @@ def test_a_mistyped_task() -> None:
 
 def test_a_mistyped_option_or_player() -> None:
     wanted = r"unknown option of task 'twenty-questions' 'object'; did you mean 'objects'\? "
-    accepted = r"\(accepted: objects, original_quirks, max_turns\)"
+    accepted = r"\(accepted: objects, original_quirks, max_turns, reveal\)"
     with pytest.raises(ValueError, match=wanted + accepted):
         make_env("twenty-questions", object=10)
     with pytest.raises(ValueError, match="did you mean 'high'"):

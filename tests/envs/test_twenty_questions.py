@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from archer_fast.envs.base import TextEnv
-from archer_fast.envs.twenty_questions import TwentyQuestions, vocabulary
+from archer_fast.envs.twenty_questions import TwentyQuestions, revealed, vocabulary
 from archer_fast.envs.twenty_questions_table import fact_table
 
 PAPER_SUBSET = ["football", "dog", "banana", "truck", "pants", "computer", "piano", "chair", "pen", "scissors"]
@@ -84,6 +85,26 @@ def test_winning_on_the_last_turn_costs_nineteen() -> None:
     rewards = [env.step("").reward for _ in range(19)]
     last = env.step("Is it a dog?")
     assert (sum(rewards), last.reward, last.terminated, last.info["won"]) == (-19.0, 0.0, True, True)
+
+
+def test_a_lost_game_ends_with_the_name_of_the_object_unless_the_original_is_wanted() -> None:
+    def last(question: str, **options: object) -> str:
+        return started("dog", max_turns=1, **options).step(question).text
+
+    assert last("Is it a cat?") == " No.\nIt was a dog.\n"
+    assert last("Is it alive?") == " Yes.\nIt was a dog.\n"
+    assert last("What?") == " Invalid Question.\nIt was a dog.\n"
+    assert last("Is it a dog?") == " Yes.\n", "a won game has said it"
+    assert last("Is it a cat?", reveal=False) == last("Is it a cat?", original_quirks=True) == " No.\n"
+    env = started("dog", max_turns=2)
+    assert env.step("Is it a cat?").text == " No.\n", "not before the end"
+
+
+def test_every_object_is_revealed_by_its_name() -> None:
+    assert revealed("Is it toothpaste?") == "It was toothpaste.\n"
+    for thing in fact_table().objects:
+        words = re.fullmatch(r"It was (?:an? )?(.+)\.\n", revealed(thing.guess))
+        assert words and words[1] in thing.guess and "?" not in words[1]
 
 
 def test_max_turns() -> None:
@@ -192,9 +213,9 @@ def test_object_sets() -> None:
 
 def test_options_make_the_env_again() -> None:
     for options in (
-        {"objects": 10, "original_quirks": True, "max_turns": 5},
-        {"objects": ["dog", "cat"], "original_quirks": False, "max_turns": 20},
-        {"objects": None, "original_quirks": False, "max_turns": 20},
+        {"objects": 10, "original_quirks": True, "max_turns": 5, "reveal": False},
+        {"objects": ["dog", "cat"], "original_quirks": False, "max_turns": 20, "reveal": True},
+        {"objects": None, "original_quirks": False, "max_turns": 20, "reveal": False},
     ):
         assert TwentyQuestions(**options).options == options
 
@@ -214,6 +235,7 @@ def test_options_make_the_env_again() -> None:
         ({"max_turns": 0}, ValueError, "max_turns: wanted at least 1, got 0"),
         ({"max_turns": "20"}, TypeError, "max_turns: wanted an int, got '20'"),
         ({"original_quirks": 1}, TypeError, "original_quirks: wanted a bool, got 1"),
+        ({"reveal": "no"}, TypeError, "reveal: wanted a bool, got 'no'"),
     ],
 )
 def test_bad_options(options: dict[str, object], error: type[Exception], message: str) -> None:
@@ -243,9 +265,11 @@ def test_any_text_is_answered_and_the_return_stays_in_range(actions: list[str], 
         result = env.step(action)
         turns += 1
         total += result.reward
-        assert result.text in (" Yes.\n", " No.\n", " Invalid Question.\n")
+        answer, end, reveal = result.text.partition("\n")
+        assert answer + end in (" Yes.\n", " No.\n", " Invalid Question.\n")
+        assert reveal == ("It was a computer keyboard.\n" if turns == 20 and not (quirks or result.info["won"]) else "")
         assert (result.reward == 0.0) is result.info["won"]
-        assert (result.info["kind"] == "invalid") is (result.text == " Invalid Question.\n")
+        assert (result.info["kind"] == "invalid") is (answer == " Invalid Question.")
         assert ("object" in result.info) is result.terminated
         if result.terminated:
             break
@@ -265,8 +289,9 @@ def test_the_vocabulary_holds_every_word_of_the_game() -> None:
     table = fact_table()
     assert texts[0] == "Questions:\n" and texts[-3:] == [" Yes.\n", " No.\n", " Invalid Question.\n"]
     assert {"Is it an animal?", "Is it a soccer ball?", "Is it an airplane?", "Is it toothpaste?"} <= set(texts)
-    assert len(texts) == len(set(texts)) == 4 + len(table.questions) + 157
-    assert len(vocabulary(objects=10)) == 4 + len(table.questions) + 10
+    assert {"It was a dog.\n", "It was toothpaste.\n"} <= set(texts)
+    assert len(texts) == len(set(texts)) == 4 + len(table.questions) + 2 * 157
+    assert len(vocabulary(objects=10)) == 4 + len(table.questions) + 2 * 10
 
 
 def test_it_keeps_the_protocol_and_cannot_block() -> None:
