@@ -172,6 +172,12 @@ def wrap_tokenizer(tokenizer: Any, *, eos_token: str) -> Any:
     )
 
 
+def limit_threads(threads: int | None) -> None:
+    """How many CPU threads torch may use in this process; None leaves its own choice."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
 def choose_device(name: str) -> torch.device:
     """The device called `name`; "auto" is a GPU where there is one. ValueError for one that is not there."""
     if name == "auto":

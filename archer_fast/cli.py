@@ -13,11 +13,16 @@ import secrets
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Column, Table
+
+if TYPE_CHECKING:
+    from archer_fast.config import Config
+    from archer_fast.run_folder import RunFolder
 
 # Heavy modules are imported by the command that needs them: `--help` and `envs` should not wait for torch.
 
@@ -49,30 +54,29 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train(argv: Sequence[str]) -> None:
     """Train an agent, from the clone of a scripted player to the report."""
-    from archer_fast.cli_args import parse_train
+    from archer_fast.cli_args import check_task, parse_train
+    from archer_fast.loggers import check_installed
+    from archer_fast.run_folder import RunFolder
 
     config = parse_train(argv, prog=f"{PROG} train")
+    check_task(config.task, config.warm_start.player)
+    check_installed(config.log)
+    if config.resume:
+        RunFolder.existing(config.out)
 
     from archer_fast import backbone
-    from archer_fast.cli_policy import check_task
-    from archer_fast.display import make_display
-    from archer_fast.loggers import check_installed
     from archer_fast.report import build_report
-    from archer_fast.run_folder import RunFolder
     from archer_fast.train import Interrupted
-    from archer_fast.train import train as run_training
 
     backbone.quiet()
-    check_task(config.task)
-    check_installed(config.log)
+    backbone.choose_device(config.model.device)
+    backbone.limit_threads(config.model.num_threads)
     folder = RunFolder(config.out)
     console = Console()
     try:
         with folder.lock():
             folder.check_free(resume=config.resume)
-            folder.save_config(config)
-            with make_display(console) as display:
-                summary = run_training(config, folder, display)
+            summary = _run(config, folder, console)
     except KeyboardInterrupt as stop:
         saved = f"saved {stop.path}; " if isinstance(stop, Interrupted) else ""
         _say_on_stderr(f"{saved}go on with: {PROG} train --resume --out {shlex.quote(config.out)}")
@@ -82,12 +86,37 @@ def train(argv: Sequence[str]) -> None:
         console.print(escape(line), soft_wrap=True, highlight=False)
 
 
+def _run(config: Config, folder: RunFolder, console: Console) -> Mapping[str, float]:
+    """Start the run in its locked folder, or go on with it; returns its summary."""
+    from archer_fast.display import make_display
+    from archer_fast.resume import changed_settings
+    from archer_fast.run_folder import read_json
+    from archer_fast.train import train as run_training
+
+    said = []
+    if config.resume and not folder.num_saved:
+        said.append("no checkpoint yet: the run begins anew")
+    elif config.resume:
+        said += [f"changed: {line}" for line in changed_settings(folder.load_config(), config)]
+        if folder.summary.exists() and config.iterations <= folder.num_saved:
+            console.print(f"all {folder.num_saved} iterations are done; --iterations N goes on to the Nth")
+            summary: Mapping[str, float] = read_json(folder.summary)
+            return summary
+        folder.summary.unlink(missing_ok=True)  # what it says is over
+    folder.save_config(config)
+    with make_display(console) as display:
+        for line in said:
+            display.message(line)
+        return run_training(config, folder, display)
+
+
 def _print_summary(console: Console, summary: Mapping[str, float]) -> None:
     table = Table("", "return", "± se", "win rate")
     for name in ("before", "last", "best"):
         values = [summary.get(f"{name}_{key}") for key in ("return", "return_se", "win_rate")]
         if values[0] is not None:
-            table.add_row(name, *("" if v is None else f"{v:.2f}" for v in values))
+            forms = ("{:.2f}", "{:.2f}", "{:.0%}")
+            table.add_row(name, *("" if v is None else form.format(v) for form, v in zip(forms, values, strict=True)))
     console.print(table)
 
 
@@ -106,11 +135,11 @@ def evaluate(argv: Sequence[str]) -> None:
 
 def play(argv: Sequence[str]) -> None:
     """Watch the agent, be the environment that it asks, or play yourself."""
-    from archer_fast.cli_args import PlayArgs, choose_task, parse
+    from archer_fast.cli_args import PlayArgs, check_task, choose_task, parse
 
     args = parse(PlayArgs, argv, prog=f"{PROG} play")
     from archer_fast import play as games
-    from archer_fast.cli_policy import Policy, check_task, load_policy
+    from archer_fast.cli_policy import Policy, load_policy
     from archer_fast.envs import registry
     from archer_fast.run_folder import RunFolder
 

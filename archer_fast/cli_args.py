@@ -11,12 +11,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from archer_fast.attention import AttentionImpl
-from archer_fast.config import Config, TaskConfig
+from archer_fast.config import AttentionImpl, Config, TaskConfig
+from archer_fast.envs import registry
 from archer_fast.run_folder import is_run, read_config
 
 Args = TypeVar("Args")
 Which = Literal["best", "final", "last", "start"]
+_Source = tyro.conf.arg(metavar="RUN|MODEL")
 
 
 @dataclass(slots=True)
@@ -26,7 +27,7 @@ class TrainArgs:
     Without any option: Twenty Questions with 10 objects, by a tiny model built on the spot, into runs/default.
     """
 
-    run: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     config: Path | None = None
     """A saved config.json, or the folder of a run, to start from; every other option given overrides it."""
 
@@ -47,6 +48,8 @@ class LoadArgs:
 
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`; auto takes a GPU where there is one."""
+    threads: int | None = None
+    """CPU threads of torch; None: the run's choice, or torch's own."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Weights and activations; None: the run's choice, or float32."""
     attention: AttentionImpl = "auto"
@@ -59,7 +62,7 @@ class LoadArgs:
 class EvalArgs:
     """Play games with a policy and print its mean return, beside the task's scripted players."""
 
-    source: tyro.conf.Positional[str]
+    source: Annotated[tyro.conf.Positional[str], _Source]
     """The folder of a run, or a folder or hub name of any causal LM (then with --task.name)."""
     which: Which = "best"
     """Which policy of a run: the best by evaluation, the one at the end, of the last checkpoint, of the start."""
@@ -78,7 +81,7 @@ class EvalArgs:
     task: TaskChoice = field(default_factory=TaskChoice)
     load: LoadArgs = field(default_factory=LoadArgs)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         _at_least(games=(self.games, 1), show=(self.show, 0), seed=(self.seed, 0))
 
 
@@ -86,7 +89,7 @@ class EvalArgs:
 class PlayArgs:
     """Watch a policy play turn by turn, be the environment that it asks, or play yourself."""
 
-    source: tyro.conf.Positional[str | None] = None
+    source: Annotated[tyro.conf.Positional[str | None], _Source] = None
     """The folder of a run, or a folder or hub name of any causal LM; `--role agent` needs none."""
     role: Literal["watch", "environment", "agent"] = "watch"
     """`watch`: the policy plays the task; `environment`: it asks, you answer; `agent`: you play, the task answers."""
@@ -101,7 +104,7 @@ class PlayArgs:
     task: TaskChoice = field(default_factory=TaskChoice)
     load: LoadArgs = field(default_factory=LoadArgs)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         _at_least(games=(self.games, 1), seed=(self.seed or 0, 0))
 
 
@@ -109,7 +112,7 @@ class PlayArgs:
 class ReportArgs:
     """Build report.html and curves.png of a run, at any time, also while it runs."""
 
-    source: tyro.conf.Positional[Path]
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The folder of the run."""
 
 
@@ -122,6 +125,8 @@ def parse(kind: type[Args], argv: Sequence[str], *, prog: str, default: Args | N
     """The arguments as a `kind`; SystemExit with help, or with what is wrong and the nearest match."""
     more: dict[str, Any] = {} if default is None else {"default": default}
     parsed: Args = tyro.cli(kind, prog=prog, args=list(argv), registry=_registry(), **more)
+    if isinstance(parsed, EvalArgs | PlayArgs):
+        parsed.check()  # by us, not as __post_init__ by tyro, which would name the class and not the option
     return parsed
 
 
@@ -142,7 +147,7 @@ def parse_train(argv: Sequence[str], *, prog: str) -> Config:
         elif known.resume and is_run(known.out):
             base = read_config(known.out)  # to resume is to go on with the same settings
     base.resume = False
-    given = parse(TrainArgs, argv, prog=prog, default=TrainArgs(base)).run
+    given = parse(TrainArgs, argv, prog=prog, default=TrainArgs(base)).settings
     if given.task.options is base.task.options:  # tyro's own object: no option was given
         options: dict[str, Any] = {}
     else:
@@ -156,6 +161,22 @@ def choose_task(base: TaskConfig | None, name: str | None, options: dict[str, An
         assert name is not None
         base = TaskConfig(name)
     return TaskConfig(base.name, {**base.options, **options})
+
+
+def check_task(task: TaskConfig, player: str | None = None) -> None:
+    """ValueError for a task, option or player that does not exist, before anything is made."""
+    try:
+        spec = registry.get(task.name)
+    except ValueError as error:
+        raise ValueError(f"task.name: {error}") from None
+    try:
+        spec.make_env(**task.options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"task.options: {error}") from None
+    try:
+        spec.make_player(player)
+    except ValueError as error:
+        raise ValueError(f"warm_start.player: {error}") from None
 
 
 def _registry() -> tyro.constructors.ConstructorRegistry:

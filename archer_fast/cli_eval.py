@@ -32,7 +32,7 @@ def evaluate(args: EvalArgs) -> None:
         policy.rollout,
         num_slots=min(policy.rollout.num_slots, args.games),
         temperature=policy.rollout.temperature if args.temperature is None else args.temperature,
-        max_new_tokens=args.max_new_tokens or policy.rollout.max_new_tokens,
+        max_new_tokens=policy.rollout.max_new_tokens if args.max_new_tokens is None else args.max_new_tokens,
     )
     console = Console()
     with progress_bar("games", args.games) as advance:
@@ -84,7 +84,7 @@ def _evaluation_table(columns: Mapping[str, Evaluation]) -> Table:
     some = list(columns.values())
     table.add_row("games", *(str(one.num_games) for one in some))
     table.add_row("mean return", *(f"{one.mean_return:.2f}" for one in some))
-    table.add_row("standard error", *(f"{one.standard_error:.2f}" for one in some))
+    table.add_row("standard error", *(f"{one.standard_error:.2f}" if one.num_games > 1 else "?" for one in some))
     table.add_row("win rate", *(f"{one.win_rate:.1%}" for one in some))
     table.add_row("turns a game", *(f"{one.mean_turns:.1f}" for one in some))
     for name in shares:

@@ -8,10 +8,9 @@ import torch
 
 from archer_fast import backbone
 from archer_fast.backbone import Backbone
-from archer_fast.cli_args import LoadArgs, TaskChoice, Which, choose_task
+from archer_fast.cli_args import LoadArgs, TaskChoice, Which, check_task, choose_task
 from archer_fast.config import RolloutConfig, TaskConfig
-from archer_fast.envs import registry
-from archer_fast.run_folder import RunFolder, is_run
+from archer_fast.run_folder import RunFolder, is_run, no_run
 
 
 class Policy(NamedTuple):
@@ -33,14 +32,17 @@ def load_policy(source: str, which: Which, task: TaskChoice, load: LoadArgs) -> 
         chosen = choose_task(config.task, task.name, task.options)
         rollout = config.rollout
         stop_token, dtype = load.stop_token or config.model.stop_token, load.dtype or config.model.dtype
+        threads = load.threads or config.model.num_threads
     else:
         path = name = source
         if task.name is None:
-            RunFolder.existing(source)  # raises, and names the nearest folder
+            raise ValueError(f"{no_run(source)} (a model that is no run of ours needs --task.name)")
         chosen = choose_task(None, task.name, task.options)
         rollout, stop_token, dtype = RolloutConfig(), load.stop_token, load.dtype or "float32"
+        threads = load.threads
     check_task(chosen)
     backbone.quiet()
+    backbone.limit_threads(threads)
     model, stop_token_id = backbone.load_backbone(
         path,
         device=backbone.choose_device(load.device),
@@ -49,11 +51,3 @@ def load_policy(source: str, which: Which, task: TaskChoice, load: LoadArgs) -> 
         stop_token=stop_token,
     )
     return Policy(name, model, stop_token_id, chosen, rollout)
-
-
-def check_task(task: TaskConfig) -> None:
-    """ValueError for a task or option that does not exist, before anything is made."""
-    try:
-        registry.make_env(task.name, **task.options)
-    except TypeError as error:
-        raise ValueError(f"task.options: {error}") from error

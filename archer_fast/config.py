@@ -94,6 +94,18 @@ class ModelConfig:
     """Packed attention kernel; `auto` chooses by device and prints its choice."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`; auto takes a GPU where there is one."""
+    threads: int | None = None
+    """CPU threads of torch; None: one for the embedded model, whose matrices are too small to share (two threads
+    beside another busy process were 15 times slower than one), torch's own choice for a model by path."""
+
+    def __post_init__(self) -> None:
+        if self.threads is not None:
+            _at_least(self, threads=1)
+
+    @property
+    def num_threads(self) -> int | None:
+        """`threads` with its default filled in; None leaves torch's own choice."""
+        return 1 if self.threads is None and self.path is None else self.threads
 
 
 @dataclass(slots=True)

@@ -35,7 +35,6 @@ class GuardedStep:
         groups = [g for g in groups if g["params"]]
         self.parameters: list[Tensor] = [p for g in groups for p in g["params"]]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
-        self._lrs = [g["lr"] for g in groups]
         self.max_grad_norm = max_grad_norm
         self.max_skipped = max_skipped
         self.num_steps = 0
@@ -72,11 +71,6 @@ class GuardedStep:
                     "gradient; their weights were not changed",
                     games[max(0, i - self.skipped_in_a_row + 1)],
                 )
-
-    def set_lr_scale(self, scale: float) -> None:
-        """Learning rates become `scale` times those given at the start."""
-        for group, lr in zip(self.optimizer.param_groups, self._lrs, strict=True):
-            group["lr"] = lr * scale
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The optimizer's moments and step counts by parameter index."""

@@ -40,8 +40,7 @@ class RunFolder:
         """The folder of a run that was started; ValueError with the nearest name where none was."""
         path = Path(path)
         if not is_run(path):
-            cause = "is none: it has no config.json of a run" if path.is_dir() else "does not exist"
-            raise ValueError(f"wanted the folder of a run, but {str(path)!r} {cause}{_nearest_beside(path)}")
+            raise ValueError(no_run(path))
         return cls(path)
 
     @property
@@ -101,6 +100,12 @@ class RunFolder:
             )
         return folders[which]
 
+    @property
+    def num_saved(self) -> int:
+        """Iterations that the last checkpoint holds; 0 without one."""
+        names = [p.name for p in self.checkpoints.glob("iteration-*") if p.is_dir()]
+        return max((int(name.removeprefix("iteration-")) for name in names), default=0)
+
     def check_free(self, *, resume: bool) -> None:
         """ValueError if a run was started here and nobody asked to resume it; changes nothing."""
         if resume:
@@ -148,6 +153,13 @@ def is_run(path: Path | str) -> bool:
     except ValueError:
         return True  # whoever reads it next says what is broken
     return not (isinstance(values, dict) and "model_type" in values)
+
+
+def no_run(path: Path | str) -> str:
+    """Why `is_run` is false, and the nearest name beside it."""
+    path = Path(path)
+    cause = "is none: it has no config.json of a run" if path.is_dir() else "does not exist"
+    return f"wanted the folder of a run, but {str(path)!r} {cause}{_nearest_beside(path)}"
 
 
 def read_config(path: Path | str) -> Config:

@@ -221,7 +221,6 @@ class RunState:
         }
         self.record({**last.as_metrics("eval_"), "greedy_return": greedy.mean_return})
         write_json(self.folder.summary, summary)
-        self.loggers.close()
         return summary
 
     def _evaluate(self, games: int, *, greedy: bool = False, policy: Backbone | None = None) -> Evaluation:

@@ -29,7 +29,7 @@ def start_policy(config: Config, device: torch.device, watcher: Watcher) -> tupl
     wants_clone = config.warm_start.enabled if config.warm_start.enabled is not None else model.path is None
     if not wants_clone:
         return _load(config, _require_path(model.path), device)
-    games = _scripted_games(config)
+    games = _scripted_games(config, watcher)
     folder = cache_folder() / _key(config, games)
     if (folder / "config.json").is_file():
         watcher.message(f"warm start: read from {folder}")
@@ -75,13 +75,15 @@ def _require_path(path: str | None) -> str:
     return path
 
 
-def _scripted_games(config: Config) -> list[ScriptedGame]:
+def _scripted_games(config: Config, watcher: Watcher) -> list[ScriptedGame]:
     spec, warm = registry.get(config.task.name), config.warm_start
     first = WARM_START_SEED + config.seed * 10_000_000
-    return [
-        play_scripted(spec.make_env(**config.task.options), spec.make_player(warm.player), first + i)
-        for i in range(warm.games)
-    ]
+    games = []
+    watcher.phase("scripted games", warm.games)
+    for i in range(warm.games):
+        games.append(play_scripted(spec.make_env(**config.task.options), spec.make_player(warm.player), first + i))
+        watcher.advance()
+    return games
 
 
 def _vocabulary(config: Config) -> list[str]:

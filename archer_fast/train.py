@@ -38,28 +38,31 @@ def train(config: Config, folder: RunFolder, watcher: Watcher) -> dict[str, floa
     """
     run = RunState.start(config, folder, watcher)
     learner, meters, clock = run.learner, Meters(), Clock()
-    with StopRequest(watcher) as stop:
-        while run.iteration < config.iterations and not stop.requested:
-            try:
-                with clock("rollout"):
-                    games = run.play_games(meters)
-                    learner.insert(games, meters)
-                with clock("critic"):
-                    learner.update_critic(meters, watcher.advance)
-                with clock("actor"):
-                    if run.iteration >= config.critic.warmup_iterations:
-                        learner.update_actor(len(games), meters, watcher.advance)
-            except NonFiniteLoss as error:
-                raise dumped(run, error) from error
-            run.iteration += 1
-            with clock("other"):
-                evaluation = run.evaluate_if_due()
-            run.record({**measure(games, meters, clock), **evaluation})
-            if run.iteration % config.checkpoint_every == 0 or run.iteration == config.iterations:
-                run.save()
-    if stop.requested and run.iteration < config.iterations:
-        raise Interrupted(run.save())
-    return run.finish()
+    with run.loggers:
+        with StopRequest(watcher) as stop:
+            while run.iteration < config.iterations and not stop.requested:
+                try:
+                    with clock("rollout"):
+                        games = run.play_games(meters)
+                        learner.insert(games, meters)
+                    with clock("critic"):
+                        watcher.phase("critic", config.critic.epochs)
+                        learner.update_critic(meters, watcher.advance)
+                    with clock("actor"):
+                        if run.iteration >= config.critic.warmup_iterations:
+                            watcher.phase("actor", config.actor.epochs)
+                            learner.update_actor(len(games), meters, watcher.advance)
+                except NonFiniteLoss as error:
+                    raise dumped(run, error) from error
+                run.iteration += 1
+                with clock("other"):
+                    evaluation = run.evaluate_if_due()
+                run.record({**measure(games, meters, clock), **evaluation})
+                if run.iteration % config.checkpoint_every == 0 or run.iteration == config.iterations:
+                    run.save()
+        if stop.requested and run.iteration < config.iterations:
+            raise Interrupted(run.save())
+        return run.finish()
 
 
 class StopRequest:

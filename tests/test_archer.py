@@ -56,7 +56,14 @@ def make_config(
     return Config(
         critic=CriticConfig(trunk=trunk, value_target=value_target, **settings),
         actor=ActorConfig(
-            data=data, batch_games=4, states_per_game=2, alternatives=3, epochs=2, kl_coef=kl_coef, lr=1e-3
+            data=data,
+            batch_games=4,
+            states_per_game=2,
+            alternatives=3,
+            epochs=2,
+            kl_coef=kl_coef,
+            lr=1e-3,
+            max_kl_step=1e3,
         ),
         rollout=RolloutConfig(max_new_tokens=4),
         buffer=BufferConfig(max_trajectories=64, max_tokens=4096),
@@ -383,6 +390,16 @@ def test_the_penalty_is_against_the_start_policy_whatever_the_trunk(make_lm: Mak
     assert distance() < 0.7 * before
 
 
+@pytest.mark.parametrize(("max_kl_step", "num_steps"), [(0.0, 1), (1e3, 5)])
+def test_actor_steps_end_once_the_policy_has_moved(make_lm: MakeLM, max_kl_step: float, num_steps: int) -> None:
+    config = make_config()
+    config.actor.epochs, config.actor.max_kl_step = 5, max_kl_step
+    learner, meters = make_learner(make_lm, config), Meters()
+    learner.insert(random_games(), meters)
+    learner.update_actor(9, meters)
+    assert meters.read()["actor_steps"] == learner.actor_step.num_steps == num_steps
+
+
 # -- a bandit --------------------------------------------------------------------------------------
 
 
@@ -419,8 +436,8 @@ def chance_of_c(learner: Archer) -> float:
 def play_bandit(make_lm: MakeLM, trunk: str, value_target: str, seed: int) -> tuple[float, float]:
     """The chance of "c" before and after 8 iterations of 16 games, the actor moving in the last 6."""
     config = make_config(trunk, value_target, kl_coef=0.0, epochs=20, batch_turns=32, lr=3e-3, trunk_lr=1e-3)
-    config.actor.batch_games, config.actor.alternatives, config.actor.lr = 16, 8, 2e-3
-    config.seed = seed
+    config.actor.batch_games, config.actor.alternatives, config.actor.lr = 16, 8, 4e-3
+    config.seed, config.actor.epochs = seed, 4
     learner = make_learner(make_lm, config, seed, flatten=0.2)
     before = chance_of_c(learner)
     for iteration in range(8):
@@ -435,6 +452,7 @@ def play_bandit(make_lm: MakeLM, trunk: str, value_target: str, seed: int) -> tu
 
 @pytest.mark.parametrize(("trunk", "value_target"), [("frozen", "behaviour"), ("shared", "resample")])
 def test_the_better_answer_becomes_likelier(make_lm: MakeLM, trunk: str, value_target: str) -> None:
+    # From .07; seeds 0-3 of either mode end between .57 and .83, an actor that learns nothing stays.
     before, after = play_bandit(make_lm, trunk, value_target, seed=0)
     assert after > before + 0.3
 

@@ -166,20 +166,9 @@ def test_the_state_of_an_optimizer_that_never_stepped_is_empty_and_loads() -> No
     assert step.state_tensors()["0.step"].item() == 1
 
 
-def test_a_scale_of_learning_rates_is_of_those_at_the_start() -> None:
-    step = make_step(make_parameters())
-    for scale, wanted in ((0.5, [0.05, 0.005]), (0.5, [0.05, 0.005]), (1.0, [0.1, 0.01]), (0.0, [0.0, 0.0])):
-        step.set_lr_scale(scale)
-        assert [group["lr"] for group in step.optimizer.param_groups] == pytest.approx(wanted)
-    before = everything(step)
-    step(loss_of(step.parameters, 1), Meters(), NO_GAMES)  # type: ignore[arg-type]
-    assert_same({k: v for k, v in everything(step).items() if k in before}, before)
-
-
 def test_a_group_without_parameters_is_left_out() -> None:
     parameters = make_parameters()
     step = GuardedStep("x", [{"params": parameters, "lr": 0.1}, {"params": [], "lr": 1.0}], 1.0, 1)
     assert len(step.optimizer.param_groups) == 1
     step(loss_of(parameters, 0), Meters(), NO_GAMES)
-    step.set_lr_scale(0.5)
-    assert step.optimizer.param_groups[0]["lr"] == 0.05
+    assert step.optimizer.param_groups[0]["lr"] == 0.1

@@ -6,12 +6,17 @@ import operator
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+MAX_LISTED = 12  # names that an error lists: it is to be read
+
 
 def unknown(what: str, got: object, accepted: Sequence[str]) -> ValueError:
     """The error for a name that is not in `accepted`: what came, the nearest match, what is wanted."""
     nearest = get_close_matches(str(got), accepted, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return ValueError(f"unknown {what} {got!r}{hint} (accepted: {', '.join(accepted) or 'none'})")
+    shown = ", ".join(accepted[:MAX_LISTED]) or "none"
+    if len(accepted) > MAX_LISTED:
+        shown += f" and {len(accepted) - MAX_LISTED} more"
+    return ValueError(f"unknown {what} {got!r}{hint} (accepted: {shown})")
 
 
 def check_count(name: str, value: object) -> int:

@@ -1,0 +1,47 @@
+"""What may change when a run goes on, and what its checkpoint settles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from archer_fast.config import Config, to_dict
+
+# The weights, the stored games and their features are made of these; another value would be ignored or fit nothing.
+FIXED = (
+    "seed",
+    "task",
+    "model.path",
+    "model.tiny",
+    "model.stop_token",
+    "model.dtype",
+    "warm_start",
+    "rollout.temperature",
+    "buffer",
+    "critic.trunk",
+    "critic.hidden_size",
+)
+_OF_ONE_CALL = ("out", "resume")
+
+
+def changed_settings(saved: Config, wanted: Config) -> list[str]:
+    """`["actor.lr: 0.0003 -> 0.0001"]`: how `wanted` differs; ValueError where a checkpoint settles it."""
+    old, new = dict(_leaves(to_dict(saved))), dict(_leaves(to_dict(wanted)))
+    changes = []
+    for name, value in new.items():
+        if name in _OF_ONE_CALL or old[name] == value:
+            continue
+        if any(name == fixed or name.startswith(f"{fixed}.") for fixed in FIXED):
+            raise ValueError(
+                f"{name}: a run that is resumed keeps {old[name]!r}, got {value!r}; start a new one with another --out"
+            )
+        changes.append(f"{name}: {old[name]} -> {value}")
+    return changes
+
+
+def _leaves(values: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and where + key != "task.options":
+            yield from _leaves(value, f"{where}{key}.")
+        else:
+            yield where + key, value

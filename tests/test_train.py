@@ -1,0 +1,465 @@
+"""Whole runs, small: what they use, how they stop and go on, what they do about faults, and that they learn."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from archer_fast import _C
+from archer_fast.algorithms import archer
+from archer_fast.algorithms.archer import Archer
+from archer_fast.attention import PackedLayout, TreeLayout
+from archer_fast.backbone import Backbone
+from archer_fast.checkpoint import CheckpointError, list_checkpoints, load_checkpoint
+from archer_fast.config import (
+    ActorConfig,
+    Config,
+    CriticConfig,
+    EvalConfig,
+    ModelConfig,
+    RolloutConfig,
+    TaskConfig,
+    WarmStartConfig,
+)
+from archer_fast.envs import registry
+from archer_fast.envs.base import StepResult
+from archer_fast.envs.guess_number import GuessNumber, vocabulary
+from archer_fast.envs.guess_number_players import RandomNumberPlayer
+from archer_fast.envs.task_spec import TaskSpec
+from archer_fast.evaluation import EVALUATION_SEED
+from archer_fast.loggers import read_rows
+from archer_fast.losses import CriticLoss
+from archer_fast.optim import NonFiniteLoss
+from archer_fast.packing import PackedArrays, assert_invariants
+from archer_fast.rollout.interact import TooManyDroppedGames
+from archer_fast.run_folder import RunFolder
+from archer_fast.run_state import RunState
+from archer_fast.tiny_model import TinyModel
+from archer_fast.train import Interrupted, StopRequest, train
+from archer_fast.trajectory import Trajectory
+from archer_fast.watcher import SilentWatcher
+
+ITERATIONS = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread_and_one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For the whole module, as its finished run is shared: the clone is made once, and sums are in one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ARCHER_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+    torch.set_num_threads(before)
+
+
+def tiny_config(out: Path | str, **changes: Any) -> Config:
+    """Four iterations in a second or two; a checkpoint after the second and the fourth."""
+    settings: dict[str, Any] = {
+        "out": str(out),
+        "iterations": ITERATIONS,
+        "checkpoint_every": 2,
+        "task": TaskConfig("guess-number", {"high": 8}),
+        "model": ModelConfig(
+            tiny=TinyModel(hidden_size=32, num_layers=2, num_heads=2, intermediate_size=48, max_positions=128),
+            device="cpu",
+        ),
+        "warm_start": WarmStartConfig(games=200, steps=60, batch_games=8, lr=1e-2),
+        "rollout": RolloutConfig(games=8, num_slots=8, max_new_tokens=4),
+        "critic": CriticConfig(hidden_size=16, epochs=4, batch_turns=32, warmup_iterations=1),
+        "actor": ActorConfig(batch_games=4, epochs=2, states_per_game=2, alternatives=3, kl_coef=0.05),
+        "eval": EvalConfig(every=2, games=8, final_games=16),
+    }
+    return Config(**(settings | changes))
+
+
+class Listener(SilentWatcher):
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+def run(config: Config, watcher: SilentWatcher | None = None) -> dict[str, float]:
+    return train(config, RunFolder(config.out), watcher or SilentWatcher())
+
+
+@pytest.fixture(scope="module")
+def whole_run(_one_thread_and_one_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    run(tiny_config(folder))
+    return folder
+
+
+def test_a_run_leaves_its_files(whole_run: Path) -> None:
+    folder = RunFolder(whole_run)
+    rows = read_rows(folder.metrics)
+    assert [row["iteration"] for row in rows] == [0, 1, 2, 3, 4, 4]
+    assert [row["games"] for row in rows] == [0, 8, 16, 24, 32, 32]
+    trained = rows[1:5]
+    for row in trained:
+        wanted = {"return", "return_se", "win_rate", "turns", "kl", "critic_loss", "seconds_rollout", "seconds_critic"}
+        assert wanted <= row.keys() and row["dropped_games"] == row["skipped_steps"] == 0
+        assert row["processed_tokens"] > row["useful_tokens"] > 0 and row["tokens_per_second"] > 0
+    assert ["actor_loss" in row for row in trained] == [False, True, True, True], "the actor waits for the critic"
+    assert ["eval_return" in row for row in rows] == [True, False, True, False, False, True]
+    summary = json.loads(folder.summary.read_text())
+    assert summary["games"] == 32
+    assert summary["before_return"] == rows[0]["eval_return"] and summary["last_return"] == rows[-1]["eval_return"]
+    assert summary["best_return"] >= summary["last_return"]
+    assert [p.name for p in list_checkpoints(folder.checkpoints)] == ["iteration-000002", "iteration-000004"]
+    for policy in (folder.start, folder.best, folder.final):
+        assert (policy / "model.safetensors").is_file()
+    for games in (folder.games_before, folder.games_after):
+        assert games.read_text().count("Guess 1 to 8.\n") == games.read_text().count("[return ") == 5
+
+
+def test_a_run_uses_the_cpp_buffer_and_packed_passes_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[tuple[tuple[int, ...], Any]] = []
+    forward, finish, runs = Backbone.forward, RunState.finish, []
+
+    def spy(self: Backbone, input_ids: Tensor, position_ids: Tensor, layout: Any) -> Tensor:
+        passes.append((tuple(input_ids.shape), layout))
+        return forward(self, input_ids, position_ids, layout)
+
+    monkeypatch.setattr(Backbone, "forward", spy)
+    monkeypatch.setattr(RunState, "finish", lambda self: (runs.append(self), finish(self))[1])
+    listener = Listener()
+    run(tiny_config(tmp_path), listener)
+
+    (state,) = runs
+    assert type(state.learner.buffer._core) is _C.TrajectoryBuffer
+    assert len(state.learner.buffer) == 32
+    packed = [(shape, x) for shape, x in passes if isinstance(x, PackedLayout) and len(x.lengths) == 8]
+    assert len(packed) >= ITERATIONS, "each iteration's 8 games are read in one pass"
+    for (num_tokens,), layout in packed:
+        assert num_tokens == sum(layout.lengths)
+    trees = [(shape, x) for shape, x in passes if isinstance(x, TreeLayout)]
+    assert len(trees) == 2 * state.learner.actor_step.num_steps > 0, "one pass of the trunk and one of the actor a step"
+    for (num_tokens,), layout in trees:
+        assert len(layout.trunk.lengths) == 4
+        assert num_tokens == sum(layout.trunk.lengths) + layout.grid.numel()
+
+    said = "\n".join(listener.messages)
+    for fact in ("device cpu, 1 threads, attention sdpa", "critic trunk frozen, V target behaviour",
+                 "one packed sequence a game", "buffer C++ ring (archer_fast._C)", "task guess-number"):  # fmt: skip
+        assert fact in said, fact
+
+
+# -- stop and go on --------------------------------------------------------------------------------
+
+
+def rows_of(folder: Path) -> list[dict[str, float]]:
+    """Every number but those of the clock."""
+    return [
+        {name: value for name, value in row.items() if "second" not in name}
+        for row in read_rows(folder / "metrics.jsonl")
+    ]
+
+
+def assert_same_run(left: Path, right: Path) -> None:
+    """Bit by bit: policies, critic, moments, features, generator, buffer, counters, metrics."""
+    for name in ("start", "best", "final"):
+        mine, other = (safetensors.torch.load_file(x / name / "model.safetensors") for x in (left, right))
+        assert mine.keys() == other.keys()
+        for key, tensor in mine.items():
+            assert torch.equal(tensor, other[key]), (name, key)
+    checkpoints = [load_checkpoint(list_checkpoints(x / "checkpoints")[-1]) for x in (left, right)]
+    assert checkpoints[0].path.name == checkpoints[1].path.name == "iteration-000004"
+    assert checkpoints[0].tensors.keys() == checkpoints[1].tensors.keys()
+    kinds = {name.split(".")[0] for name in checkpoints[0].tensors}
+    assert kinds == {"critic", "cache", "optimizer", "generator"}
+    for key, tensor in checkpoints[0].tensors.items():
+        assert torch.equal(tensor, checkpoints[1].tensors[key]), key
+    assert checkpoints[0].numbers == checkpoints[1].numbers
+    assert checkpoints[0].buffer.read_bytes() == checkpoints[1].buffer.read_bytes()
+    assert rows_of(left) == rows_of(right)
+    summaries = [json.loads((x / "summary.json").read_text()) for x in (left, right)]
+    assert {**summaries[0], "finished_at": 0} == {**summaries[1], "finished_at": 0}
+    for name in ("games_before.txt", "games_after.txt"):
+        assert (left / name).read_text() == (right / name).read_text()
+
+
+_DRIVER = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from test_train import Archer, Interrupted, tiny_config, run
+
+phase, iteration, number = {phase!r}, {iteration}, {number}
+update, calls = getattr(Archer, phase), []
+
+def hooked(self, *args):
+    calls.append(1)
+    *args, on_step = args
+    def after_step():
+        on_step()
+        if len(calls) == iteration and not sent:
+            sent.append(1)
+            os.kill(os.getpid(), number)
+    return update(self, *args, after_step)
+
+sent = []
+setattr(Archer, phase, hooked)
+try:
+    run(tiny_config({out!r}))
+except Interrupted as stop:
+    print("saved", stop.path.name)
+"""
+
+
+def in_another_process(out: Path, phase: str, call: int, number: int) -> subprocess.CompletedProcess[str]:
+    """A run that sends itself a signal after the first step of the `call`-th call of `phase`."""
+    code = _DRIVER.format(
+        tests=str(Path(__file__).parent), phase=phase, iteration=call, number=int(number), out=str(out)
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.mark.parametrize(("phase", "call"), [("update_critic", 3), ("update_actor", 2)])
+def test_a_run_killed_in_the_middle_of_an_update_goes_on_bit_by_bit(
+    whole_run: Path, tmp_path: Path, phase: str, call: int
+) -> None:
+    """Both calls are in iteration 3; the last checkpoint is of iteration 2."""
+    done = in_another_process(tmp_path, phase, call, signal.SIGKILL)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert [p.name for p in list_checkpoints(tmp_path / "checkpoints")] == ["iteration-000002"]
+    assert [row["iteration"] for row in read_rows(tmp_path / "metrics.jsonl")] == [0, 1, 2]
+    listener = Listener()
+    run(tiny_config(tmp_path, resume=True), listener)
+    assert any("resumed from" in text and "after iteration 2, 16 games" in text for text in listener.messages)
+    assert_same_run(whole_run, tmp_path)
+
+
+def test_ctrl_c_ends_the_iteration_saves_it_and_the_run_goes_on(whole_run: Path, tmp_path: Path) -> None:
+    done = in_another_process(tmp_path, "update_critic", 3, signal.SIGINT)
+    assert (done.returncode, done.stdout) == (0, "saved iteration-000003\n"), done.stderr
+    assert [row["iteration"] for row in read_rows(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
+    run(tiny_config(tmp_path, resume=True))
+    assert_same_run(whole_run, tmp_path)
+
+
+def test_a_second_ctrl_c_stops_at_once() -> None:
+    listener, before = Listener(), signal.getsignal(signal.SIGINT)
+    with StopRequest(listener) as stop:
+        assert not stop.requested
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert len(listener.messages) == 1 and "stopping after this iteration" in listener.messages[0]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_resume_without_a_checkpoint_starts_anew(whole_run: Path, tmp_path: Path) -> None:
+    run(tiny_config(tmp_path, resume=True))
+    assert_same_run(whole_run, tmp_path)
+
+
+def copy_of(whole_run: Path, to: Path) -> Path:
+    """The run as it lay on the disk after its second iteration."""
+    import shutil
+
+    for name in ("start", "best", "metrics.jsonl", "before.json", "checkpoints/iteration-000002"):
+        source = whole_run / name
+        if source.is_dir():
+            shutil.copytree(source, to / name)
+        else:
+            shutil.copy(source, to / name)
+    return to / "checkpoints" / "iteration-000002"
+
+
+def rewrite_manifest(checkpoint: Path) -> None:
+    """As if the checkpoint had been written so."""
+    import hashlib
+
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    for name in manifest["sha256"]:
+        manifest["sha256"][name] = hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("generator", "field 'generator' is missing"),
+        ("critic.heads.turn_embedding", r"field .*critic\.heads\.turn_embedding"),
+    ],
+)
+def test_resume_names_the_file_and_the_tensor_that_is_missing(
+    whole_run: Path, tmp_path: Path, field: str, message: str
+) -> None:
+    checkpoint = copy_of(whole_run, tmp_path)
+    file = checkpoint / "state.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    del tensors[field]
+    safetensors.torch.save_file(tensors, file)
+    rewrite_manifest(checkpoint)
+    with pytest.raises(CheckpointError, match=rf"state\.safetensors: {message}"):
+        run(tiny_config(tmp_path, resume=True))
+
+
+def test_resume_names_a_damaged_file(whole_run: Path, tmp_path: Path) -> None:
+    checkpoint = copy_of(whole_run, tmp_path)
+    data = bytearray((checkpoint / "buffer.safetensors").read_bytes())
+    data[-1] ^= 1
+    (checkpoint / "buffer.safetensors").write_bytes(bytes(data))
+    with pytest.raises(CheckpointError, match=r"buffer\.safetensors: its content is not what was written"):
+        run(tiny_config(tmp_path, resume=True))
+    rewrite_manifest(checkpoint)  # the buffer's own checksums still know
+    with pytest.raises(CheckpointError, match=r"buffer\.safetensors: \w+: wanted crc32"):
+        run(tiny_config(tmp_path, resume=True))
+
+
+# -- faults ----------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, calls = archer.double_critic_loss, []
+
+    def faulty(*args: Tensor) -> CriticLoss:
+        calls.append(1)
+        made = loss(*args)
+        return made._replace(loss=made.loss * torch.nan) if len(calls) > 6 else made
+
+    monkeypatch.setattr(archer, "double_critic_loss", faulty)
+    config = tiny_config(tmp_path, max_skipped_steps=2, checkpoint_every=1)
+    file = tmp_path / "faulty_batch.safetensors"
+    with pytest.raises(NonFiniteLoss, match=rf"critic: 2 optimizer steps in a row .*the batch is in {file}") as caught:
+        run(config)
+    packed = PackedArrays(**safetensors.numpy.load_file(file))
+    assert_invariants(packed)
+    assert packed.terminated.size == np.unique(caught.value.trajectory_ids).size > 1
+    assert 0 <= packed.turn_ids.max() < packed.rewards.size
+    (saved,) = list_checkpoints(tmp_path / "checkpoints")
+    weights = load_checkpoint(saved)  # of the iteration before
+    assert saved.name == "iteration-000001" and all(torch.isfinite(t).all() for t in weights.tensors.values())
+
+
+class Faulty(GuessNumber):
+    """Guess the number; the training games with seeds 9 and 11 fault at their second turn."""
+
+    name: ClassVar[str] = "faulty"
+    step_time_limit: float | None = 0.3
+    released = threading.Event()
+
+    def reset(self, seed: int, options: Mapping[str, Any] | None = None) -> str:
+        self.seed, self.num_steps = seed, 0
+        return super().reset(seed, {"number": 8} if seed in (9, 11) else options)
+
+    def step(self, action: str) -> StepResult:
+        self.num_steps += 1
+        if self.num_steps == 2 or action.strip() == "8":
+            if self.seed == 9:
+                raise ZeroDivisionError("no such number")
+            if self.seed == 11:
+                self.released.wait(60)
+        return super().step(action)
+
+
+class Broken(GuessNumber):
+    """Guess the number that breaks in every game of training."""
+
+    name: ClassVar[str] = "broken"
+
+    def reset(self, seed: int, options: Mapping[str, Any] | None = None) -> str:
+        if seed < EVALUATION_SEED:
+            raise ConnectionError("the server is away")
+        return super().reset(seed, options)
+
+
+@pytest.fixture
+def register(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[GuessNumber]], TaskConfig]:
+    """register(Faulty): a task that exists for one test."""
+
+    def add(env: type[GuessNumber]) -> TaskConfig:
+        monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+        registry.register(
+            TaskSpec(env.name, "a test's", env, {"random": RandomNumberPlayer}, "random", "random", vocabulary)
+        )
+        return TaskConfig(env.name, {"high": 8})
+
+    return add
+
+
+def test_games_whose_env_raises_or_hangs_are_dropped_counted_and_named(
+    tmp_path: Path, register: Callable[[type[GuessNumber]], TaskConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny_config(tmp_path, task=register(Faulty), iterations=3)
+    config.rollout.max_dropped_share = 0.25
+    Faulty.released.clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            run(config)
+    finally:
+        Faulty.released.set()
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["dropped_games"] for row in rows[1:4]] == [0, 2, 0]
+    assert [row["games"] for row in rows[1:4]] == [8, 16, 24]  # seeds go on counting
+    named = sorted(record.getMessage() for record in caplog.records if "dropped" in record.getMessage())
+    assert named == [
+        "game with seed 11 dropped: Faulty.step exceeded its time limit of 0.3 s",
+        "game with seed 9 dropped: Faulty.step raised ZeroDivisionError: no such number",
+    ]
+
+
+def test_too_many_dropped_games_stop_the_run_with_their_cause(
+    tmp_path: Path, register: Callable[[type[GuessNumber]], TaskConfig]
+) -> None:
+    cause = r"2 of 8 games dropped, more than .* 0\.2; the last cause: Broken\.reset raised ConnectionError: the server"
+    config = tiny_config(tmp_path, task=register(Broken))
+    config.rollout.max_dropped_share = 0.2
+    with pytest.raises(TooManyDroppedGames, match=cause):
+        run(config)
+    assert (tmp_path / "start" / "model.safetensors").is_file()
+
+
+def test_a_game_longer_than_the_window_is_truncated_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played: list[list[Trajectory]] = []
+    insert = Archer.insert
+
+    def spy(self: Archer, trajectories: list[Trajectory], meters: Any) -> None:
+        played.append(trajectories)
+        insert(self, trajectories, meters)
+
+    monkeypatch.setattr(Archer, "insert", spy)
+    config = tiny_config(tmp_path, iterations=2)
+    config.model.tiny = TinyModel(hidden_size=32, num_layers=1, num_heads=2, intermediate_size=48, max_positions=24)
+    config.warm_start.games = 60  # bisection's games, which fit the small window
+    config.warm_start.player = "bisection"
+    config.warm_start.steps = 2  # hardly trained: it babbles, so games are long
+    run(config)
+    rows = read_rows(tmp_path / "metrics.jsonl")[1:3]
+    counted = [sum(game.truncated for game in games) for games in played]
+    assert [row["window_truncated_games"] for row in rows] == counted and min(counted) > 0
+    for game in (game for games in played for game in games):
+        assert game.num_tokens <= 24
+        assert game.terminated != game.truncated
+        assert len(game.input_ids) > 24 - 10 or game.terminated, "not before there was need"
+
+
+# -- it learns -------------------------------------------------------------------------------------
