@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 from typing import Any, cast
 
+import safetensors
 import torch
 import transformers
 from torch import Tensor, nn
@@ -145,10 +146,15 @@ def load_backbone(
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name_or_path)
         model = transformers.AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         near = _nearest_folder(name_or_path)
         raise ValueError(f"model: nothing loads from {name_or_path!r}{near}: {error}") from error
     cast(nn.Module, model).to(device)
+    if model.device.type == "cpu":
+        # Weights of a mapped file lie at odd addresses, and small products on CPU differ in their last bit with
+        # the alignment: a run that goes on from a file must compute what it would have computed.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
     backbone = Backbone(model, tokenizer, attention)
     return backbone, stop_token_id(tokenizer, stop_token)
 
@@ -212,4 +218,4 @@ def _nearest_folder(name: str) -> str:
     if not path.parent.is_dir():
         return ""
     near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
-    return f" (did you mean {str(path.parent / near[0])!r}?)" if near else ""
+    return f" (did you mean {str(path.parent / near[0])!r}?)" if near and near[0] != path.name else ""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
 if TYPE_CHECKING:
     from archer_fast.config import Config
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise SystemExit(0 if args else 2)
         elif args[0] in COMMANDS:
             COMMANDS[args[0]](args[1:])
+            sys.stdout.flush()  # a reader that has gone is noticed here, not at the interpreter's end
         else:
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -189,21 +190,21 @@ def report(argv: Sequence[str]) -> None:
 
 
 def envs(argv: Sequence[str]) -> None:
-    """List the tasks with their options and players."""
+    """List the tasks with their usual options and scripted players."""
     from archer_fast.cli_args import EnvsArgs, parse
 
     parse(EnvsArgs, argv, prog=f"{PROG} envs")
+    from archer_fast.config import TaskConfig
     from archer_fast.envs import registry
 
-    headers = ("task", "what it is", Column("options", no_wrap=True), Column("scripted players", no_wrap=True))
-    table = Table(*headers, show_lines=True)
     for name in registry.names():
         spec = registry.get(name)
-        options = "\n".join(f"{key}={json.dumps(value, default=repr)}" for key, value in spec.options.items())
+        options = {**spec.options, **TaskConfig(name).options}
         notes = {spec.default_player: " (cloned)", spec.reference_player: " (yardstick)"}
-        players = "\n".join(player + notes.get(player, "") for player in spec.players)
-        table.add_row(*map(escape, (name, spec.summary, options, players)))
-    Console().print(table)
+        print(f"{name}: {spec.summary}")
+        print("  options ", *(f"{key}={json.dumps(value, default=repr)}" for key, value in options.items()))
+        print("  players ", ", ".join(player + notes.get(player, "") for player in spec.players))
+    print("\nNames and options are given as in: --task.name guess-number --task.options high=100 max_turns=12")
 
 
 # -- what main needs ---------------------------------------------------------------------------------

@@ -57,6 +57,10 @@ class LoadArgs:
     stop_token: str | None = None
     """Text of the one token that ends an action; None: the run's choice, or the tokenizer's end-of-sequence token."""
 
+    def check(self) -> None:
+        if self.threads is not None:
+            _at_least(**{"load.threads": (self.threads, 1)})
+
 
 @dataclass(slots=True)
 class EvalArgs:
@@ -83,6 +87,7 @@ class EvalArgs:
 
     def check(self) -> None:
         _at_least(games=(self.games, 1), show=(self.show, 0), seed=(self.seed, 0))
+        self.load.check()
 
 
 @dataclass(slots=True)
@@ -106,6 +111,7 @@ class PlayArgs:
 
     def check(self) -> None:
         _at_least(games=(self.games, 1), seed=(self.seed or 0, 0))
+        self.load.check()
 
 
 @dataclass(slots=True)
@@ -118,7 +124,7 @@ class ReportArgs:
 
 @dataclass(slots=True)
 class EnvsArgs:
-    """List the tasks with their options and scripted players."""
+    """List the tasks with their usual options and scripted players."""
 
 
 def parse(kind: type[Args], argv: Sequence[str], *, prog: str, default: Args | None = None) -> Args:

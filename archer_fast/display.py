@@ -13,6 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.text import Text
 
+WIDE = 115  # columns that the whole live line takes; a narrower terminal gets it without the bar and the time gone
+
 
 class Display(Protocol):
     """train.Watcher, and a context that leaves the terminal clean however the run ends."""
@@ -79,16 +81,17 @@ class Pace:
         running = min(per_iteration, self._clock() - self._last)  # already spent on the next one
         return max(0.0, per_iteration * (self.total - self.number) - running)
 
-    def text(self) -> str:
-        """`iteration 12/80  return -15.21  18,400 tokens/s  1:03 gone, 5:10 left`."""
+    def text(self, *, short: bool = False) -> str:
+        """`iteration 12/80  return -15.21  18,400 tokens/s  1:03 gone, 5:10 left`; `short`: without the time gone."""
         parts = [f"iteration {self.number}/{self.total}"] if self._seen else []
         if self.mean_return is not None:
             parts.append(f"return {self.mean_return:.2f}")
         if self.tokens_per_second is not None and math.isfinite(self.tokens_per_second):
             parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
         left = self.left
-        parts.append(f"{clock_text(self.elapsed)} gone" + ("" if left is None else f", {clock_text(left)} left"))
-        return "  ".join(parts)
+        times = [] if short and left is not None else [f"{clock_text(self.elapsed)} gone"]
+        times += [] if left is None else [f"{clock_text(left)} left"]
+        return "  ".join([*parts, ", ".join(times)])
 
 
 def clock_text(seconds: float) -> str:
@@ -164,12 +167,13 @@ class LiveDisplay:
 
     def __init__(self, console: Console) -> None:
         self._pace = Pace()
+        wide = console.width >= WIDE
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=20),
+            *([BarColumn(bar_width=20)] if wide else []),
             TextColumn("{task.fields[count]}"),
-            _PaceColumn(self._pace),
+            _PaceColumn(self._pace, short=not wide),
             console=console,
             refresh_per_second=4,
             transient=True,
@@ -216,10 +220,10 @@ class LiveDisplay:
 class _PaceColumn(ProgressColumn):
     """The pace, asked anew at every redraw so that the clocks run on."""
 
-    def __init__(self, pace: Pace) -> None:
+    def __init__(self, pace: Pace, *, short: bool) -> None:
         super().__init__()
-        self._pace = pace
+        self._pace, self._short = pace, short
 
     def render(self, task: Task) -> Text:
         del task
-        return Text(self._pace.text(), style="cyan", no_wrap=True, overflow="ellipsis")
+        return Text(self._pace.text(short=self._short), style="cyan", no_wrap=True, overflow="ellipsis")

@@ -106,7 +106,7 @@ def play_game(env: TextEnv, player: Player, seed: int, say: Say, *, echo: bool =
     while True:
         action = player.act(observation)
         if action is None:
-            say(f"[the model's window is full after {turn} turns; return {total:g}]")
+            say(f"[the model's window is full after {turn} turn{'s' * (turn != 1)}; return {total:g}]")
             return total
         turn += 1
         result = env.step(action)

@@ -37,32 +37,37 @@ def train(config: Config, folder: RunFolder, watcher: Watcher) -> dict[str, floa
     the actor learn from the critic. The actor waits for `critic.warmup_iterations`.
     """
     run = RunState.start(config, folder, watcher)
-    learner, meters, clock = run.learner, Meters(), Clock()
     with run.loggers:
-        with StopRequest(watcher) as stop:
-            while run.iteration < config.iterations and not stop.requested:
-                try:
-                    with clock("rollout"):
-                        games = run.play_games(meters)
-                        learner.insert(games, meters)
-                    with clock("critic"):
-                        watcher.phase("critic", config.critic.epochs)
-                        learner.update_critic(meters, watcher.advance)
-                    with clock("actor"):
-                        if run.iteration >= config.critic.warmup_iterations:
-                            watcher.phase("actor", config.actor.epochs)
-                            learner.update_actor(len(games), meters, watcher.advance)
-                except NonFiniteLoss as error:
-                    raise dumped(run, error) from error
-                run.iteration += 1
-                with clock("other"):
-                    evaluation = run.evaluate_if_due()
-                run.record({**measure(games, meters, clock), **evaluation})
-                if run.iteration % config.checkpoint_every == 0 or run.iteration == config.iterations:
-                    run.save()
-        if stop.requested and run.iteration < config.iterations:
-            raise Interrupted(run.save())
+        iterate(run, watcher)
         return run.finish()
+
+
+def iterate(run: RunState, watcher: Watcher) -> None:
+    """Iterations until all are done; after Ctrl-C, Interrupted once the present one is saved."""
+    config, learner, meters, clock = run.config, run.learner, Meters(), Clock()
+    with StopRequest(watcher) as stop:
+        while run.iteration < config.iterations and not stop.requested:
+            try:
+                with clock("rollout"):
+                    games = run.play_games(meters)
+                    learner.insert(games, meters)
+                with clock("critic"):
+                    watcher.phase("critic", config.critic.epochs)
+                    learner.update_critic(meters, watcher.advance)
+                with clock("actor"):
+                    if run.iteration >= config.critic.warmup_iterations:
+                        watcher.phase("actor", config.actor.epochs)
+                        learner.update_actor(len(games), meters, watcher.advance)
+            except NonFiniteLoss as error:
+                raise dumped(run, error) from error
+            run.iteration += 1
+            with clock("other"):
+                evaluation = run.evaluate_if_due()
+            run.record({**measure(games, meters, clock), **evaluation})
+            if run.iteration % config.checkpoint_every == 0 or run.iteration == config.iterations:
+                run.save()
+    if stop.requested and run.iteration < config.iterations:
+        raise Interrupted(run.save())
 
 
 class StopRequest:

@@ -133,6 +133,35 @@ def test_live_line_shows_phase_and_pace_and_keeps_messages() -> None:
     assert re.search(r"evaluate .* 1 iteration 4/80", text)
 
 
+def test_a_narrow_terminal_still_sees_the_time_left() -> None:
+    long = {"return": -15.21, "tokens_per_second": 18400.0}
+    shown = {}
+    for width in (80, 120):
+        out = io.StringIO()
+        with LiveDisplay(Console(file=out, force_terminal=True, width=width)) as display:
+            display.iteration(1, 80, long)
+            display.phase("evaluate", 128)
+            display.advance(128)
+            display._progress.refresh()
+        lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue()).replace("\r", "\n").splitlines()
+        shown[width] = [line.rstrip() for line in lines if "128/128" in line][-1]
+        assert len(shown[width]) <= width
+    assert re.search(r"128/128 iteration 1/80  return -15\.21  18,400 tokens/s  0:\d\d left$", shown[80])
+    assert re.search(r"━+ 128/128 iteration .* 0:\d\d gone, 0:\d\d left$", shown[120])
+
+
+def test_a_phase_forgets_the_size_of_the_one_before() -> None:
+    out = io.StringIO()
+    with LiveDisplay(Console(file=out, force_terminal=True, width=150)) as display:
+        display.phase("critic", 50)
+        display.advance(50)
+        display.phase("saving", None)
+        display._progress.refresh()
+        task = display._progress.tasks[0]
+        assert (task.description.strip(), task.total, task.completed) == ("saving", None, 0)
+        assert len(display._progress.tasks) == 1
+
+
 def test_the_live_line_is_gone_when_the_run_fails() -> None:
     display = LiveDisplay(Console(file=io.StringIO(), force_terminal=True))
     with pytest.raises(RuntimeError, match="x"), display:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,7 +51,7 @@ from archer_fast.rollout.interact import TooManyDroppedGames
 from archer_fast.run_folder import RunFolder
 from archer_fast.run_state import RunState
 from archer_fast.tiny_model import TinyModel
-from archer_fast.train import Interrupted, StopRequest, train
+from archer_fast.train import StopRequest, train
 from archer_fast.trajectory import Trajectory
 from archer_fast.watcher import SilentWatcher
 
@@ -204,7 +205,8 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
-from test_train import Archer, Interrupted, tiny_config, run
+from archer_fast.train import Interrupted
+from test_train import Archer, run, tiny_config
 
 phase, iteration, number = {phase!r}, {iteration}, {number}
 update, calls = getattr(Archer, phase), []
@@ -278,8 +280,6 @@ def test_resume_without_a_checkpoint_starts_anew(whole_run: Path, tmp_path: Path
 
 def copy_of(whole_run: Path, to: Path) -> Path:
     """The run as it lay on the disk after its second iteration."""
-    import shutil
-
     for name in ("start", "best", "metrics.jsonl", "before.json", "checkpoints/iteration-000002"):
         source = whole_run / name
         if source.is_dir():
@@ -291,8 +291,6 @@ def copy_of(whole_run: Path, to: Path) -> Path:
 
 def rewrite_manifest(checkpoint: Path) -> None:
     """As if the checkpoint had been written so."""
-    import hashlib
-
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     for name in manifest["sha256"]:
         manifest["sha256"][name] = hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()
@@ -463,3 +461,32 @@ def test_a_game_longer_than_the_window_is_truncated_and_counted(
 
 
 # -- it learns -------------------------------------------------------------------------------------
+
+
+def test_it_learns_to_listen(tmp_path: Path) -> None:
+    """Guess 1 to 4, cloned from a player that ignores the answers, trained for half a minute.
+
+    That player's expected return is -3 (1 - .75^20) = -2.99; bisection's, the best there is, is -1. Measured at
+    these settings (512 games each, standard errors .15 before and .06 to .09 after): seed 1 -3.04 -> -1.69,
+    seed 2 -3.12 -> -1.60, seed 4 -2.94 -> -1.39. The difference has a standard error of at most .18, so that a
+    policy that learned nothing passes the margin of .9 once in millions of seeds.
+    """
+    tiny = TinyModel(hidden_size=48, num_layers=2, num_heads=2, intermediate_size=96, max_positions=128)
+    config = tiny_config(
+        tmp_path,
+        seed=4,
+        iterations=28,
+        checkpoint_every=28,
+        task=TaskConfig("guess-number", {"high": 4}),
+        model=ModelConfig(tiny=tiny, device="cpu"),
+        warm_start=WarmStartConfig(games=1500, steps=400, batch_games=16, lr=5e-3),
+        rollout=RolloutConfig(games=96, num_slots=96, max_new_tokens=4),
+        critic=CriticConfig(hidden_size=64, epochs=60, batch_turns=128, warmup_iterations=6),
+        actor=ActorConfig(batch_games=32, states_per_game=4, alternatives=4, epochs=6, lr=2e-4, kl_coef=0.05),
+        eval=EvalConfig(every=0, final_games=512),
+    )
+    summary = run(config)
+    assert -3.6 < summary["before_return"] < -2.4, "the clone is as deaf as its teacher"
+    gain = summary["last_return"] - summary["before_return"]
+    error = (summary["last_return_se"] ** 2 + summary["before_return_se"] ** 2) ** 0.5
+    assert gain > 0.9 > 4 * error, (gain, error)

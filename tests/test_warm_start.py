@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from archer_fast import warm_start
 from archer_fast.backbone import Backbone
 from archer_fast.batch import PackedBatch
 from archer_fast.config import WarmStartConfig
@@ -116,8 +117,6 @@ def test_the_seed_decides_the_order_of_games() -> None:
 
 
 def test_every_game_is_seen_once_before_one_is_seen_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    from archer_fast import warm_start
-
     batches: list[list[int]] = []
     backbone, stop = make_model()
     games = as_tokens(scripted(7), backbone, stop)
