@@ -76,7 +76,10 @@ def save_checkpoint(
 
 
 def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Fill `target` through a temporary folder beside it, so that readers see the old content or the new, whole."""
+    """Fill `target` through a temporary folder beside it: what is there is the old content or the new, whole.
+
+    Between two renames it is neither, for an instant; `restore_folder` mends what a kill in that instant left.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -99,6 +102,13 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
     else:
         temporary.rename(target)
     _sync(target.parent)
+
+
+def restore_folder(target: Path) -> None:
+    """Give `target` its old content back if a `replace_folder` was killed between its two renames."""
+    old = target.with_name(f".{target.name}.old")
+    if old.is_dir() and not target.exists():
+        old.rename(target)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from archer_fast.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     replace_folder,
+    restore_folder,
     save_checkpoint,
 )
 from archer_fast.config import Config, to_dict
@@ -94,7 +95,9 @@ class RunState:
     def _resume(
         cls, config: Config, folder: RunFolder, watcher: Watcher, checkpoint: Checkpoint, device: torch.device
     ) -> RunState:
-        start, stop_token_id = _load(config, folder.path / "start", device)
+        for policy in (folder.start, folder.best, folder.final):
+            restore_folder(policy)
+        start, stop_token_id = _load(config, folder.start, device)
         actor, _ = _load(config, checkpoint.policy, device)
         try:
             buffer = TrajectoryBuffer.load(checkpoint.buffer)

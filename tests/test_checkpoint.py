@@ -23,6 +23,7 @@ from archer_fast.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     replace_folder,
+    restore_folder,
     save_checkpoint,
 )
 from archer_fast.trajectory import Trajectory, Turn
@@ -271,3 +272,14 @@ def test_what_a_killed_writer_left_is_neither_listed_nor_in_the_way(tmp_path: Pa
     save(tmp_path, 7)
     load_checkpoint(tmp_path / "iteration-000007")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["iteration-000006", "iteration-000007"]
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
+    old = tmp_path / ".best.old"
+    old.mkdir()
+    (old / "weights").write_text("old")
+    restore_folder(tmp_path / "best")
+    assert (tmp_path / "best" / "weights").read_text() == "old" and not old.exists()
+    old.mkdir()  # killed after both renames, before the old one was removed
+    restore_folder(tmp_path / "best")
+    assert (tmp_path / "best" / "weights").read_text() == "old" and old.exists()

@@ -12,7 +12,7 @@ from torch import Tensor
 from archer_fast.actor import actor_loss
 from archer_fast.advantages import centre_by_state
 from archer_fast.backbone import Backbone
-from archer_fast.batch import Alternatives, PackedBatch, TreeBatch, plant_tree
+from archer_fast.batch import PackedBatch, plant_tree
 from archer_fast.buffer import TrajectoryBuffer
 from archer_fast.config import Config
 from archer_fast.critic import (
@@ -86,20 +86,20 @@ class Archer:
         They end early once the policy has moved `max_kl_step` from where the iteration began: a critic is only
         to be trusted near the actions it has seen, and the next rollout will show it the new ones.
         """
-        a = self.config.actor
+        a, temperature = self.config.actor, self.config.rollout.temperature
         first_kl: float | None = None
         for _ in range(a.epochs):
             games = self._choose_games(newest)
             batch = self._collate(games)
             forwarded = self.engine.num_forward_tokens
             alternatives = self.engine.sample_alternatives(batch, self._choose_states(batch))
-            state, action, trunk_logprobs, tree = self._read_alternatives(batch, alternatives)
+            tree = plant_tree(batch, alternatives, self.actor.layout(batch.cu_seqlens, batch.lengths))
+            state, action, ref_logprobs = read_tree(self.critic.trunk, batch, tree, temperature)
             with torch.no_grad():
                 q = self.critic.heads.q_value(state, action).amin(0)
                 advantages = centre_by_state(q, tree.turn_ids, batch.turn.shape[0])
-            ref_logprobs = trunk_logprobs
             if self.critic.trunk is not self.reference:
-                ref_logprobs = read_tree(self.reference, batch, tree, self.config.rollout.temperature)[2]
+                ref_logprobs = read_tree(self.reference, batch, tree, temperature)[2]
             kl = ((tree.rollout_logprobs.sum() - ref_logprobs.sum()) / tree.num_branches).item()
             first_kl = kl if first_kl is None else first_kl
             if abs(kl - first_kl) > a.max_kl_step:
@@ -109,7 +109,7 @@ class Archer:
                 tree,
                 advantages,
                 ref_logprobs,
-                temperature=self.config.rollout.temperature,
+                temperature=temperature,
                 kl_coef=a.kl_coef,
                 entropy_coef=a.entropy_coef,
                 normalise_advantages=a.normalise_advantages,
@@ -198,13 +198,13 @@ class Archer:
         q = self.critic.heads.q_value(state, action)
         v = self.critic.heads.value(state)
         out = double_critic_loss(q, v, q_target, v_target)
-        variance = q_target.var()
+        variance = q_target.var(correction=0)
         meters.add(
             critic_loss=out.loss.detach(),
             q_loss=(out.q1 + out.q2).detach() / 2,
             v_loss=(out.v1 + out.v2).detach() / 2,
             q_mean=q.detach().mean(),
-            explained_variance=1 - (q.detach() - q_target).var() / variance.clamp(min=1e-6),
+            explained_variance=1 - (q.detach() - q_target).var(correction=0) / variance.clamp(min=1e-6),
         )
         return out.loss
 
@@ -226,7 +226,12 @@ class Archer:
 
     @torch.no_grad()
     def _fresh_actions(self, draws: list[np.ndarray]) -> list[ActionFeatures]:
-        """a' ~ pi(.|s) for every draw of the coming epochs, in a few large batches: the policy rests meanwhile."""
+        """a' ~ pi(.|s) for every draw of the coming epochs, in a few large batches: the policy rests meanwhile.
+
+        Their features are those of the trunk that the targets read, as it is now: exact where it is frozen,
+        up to an iteration's epochs old where it trains.
+        """
+        trunk = self.critic.target_trunk or self.critic.trunk
         sizes = [d.size for d in draws]
         wanted = np.concatenate(draws)
         owner = self.buffer.trajectory_of(wanted)
@@ -249,7 +254,8 @@ class Archer:
             turn_ids = np.full((chosen.size, counts[chosen].max()), -1, np.int64)
             turn_ids[rows, column] = turn_in_batch
             alternatives = self.engine.sample_alternatives(batch, torch.from_numpy(turn_ids).to(self.actor.device))
-            _, action, _, _ = self._read_alternatives(batch, alternatives)
+            tree = plant_tree(batch, alternatives, self.actor.layout(batch.cu_seqlens, batch.lengths))
+            _, action, _ = read_tree(trunk, batch, tree, self.config.rollout.temperature)
             at = torch.from_numpy(places).to(self.actor.device)
             hidden[at], logprob[at] = action.hidden.float(), action.logprob
         return [ActionFeatures(h, lp) for h, lp in zip(hidden.split(sizes), logprob.split(sizes), strict=True)]
@@ -274,14 +280,6 @@ class Archer:
             turn_ids[row, : chosen.size] = first + chosen
             first += count
         return torch.from_numpy(np.repeat(turn_ids, a.alternatives, axis=1)).to(batch.input_ids.device)
-
-    def _read_alternatives(
-        self, batch: PackedBatch, alternatives: Alternatives
-    ) -> tuple[StateFeatures, ActionFeatures, Tensor, TreeBatch]:
-        """What Q reads of fresh alternatives, the log-probs of their tokens under the critic's trunk, their tree."""
-        tree = plant_tree(batch, alternatives, self.actor.layout(batch.cu_seqlens, batch.lengths))
-        state, action, logprobs = read_tree(self.critic.trunk, batch, tree, self.config.rollout.temperature)
-        return state, action, logprobs, tree
 
     def _collate(self, trajectory_ids: np.ndarray) -> PackedBatch:
         return PackedBatch.from_arrays(self.buffer.collate(trajectory_ids), self.actor.device)

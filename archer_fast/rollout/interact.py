@@ -82,7 +82,8 @@ def play_games(
     """Play one game a seed; finished slots start the next game at once.
 
     A game whose env raises, returns nonsense, or exceeds its `step_time_limit` is dropped and counted;
-    the others go on. Errors: TooManyDroppedGames once more than `max_dropped_share` of all seeds failed.
+    the others go on. Errors: TooManyDroppedGames once more than `max_dropped_share` of all seeds, or
+    every one of them, failed.
     A game is truncated when another observation and action no longer fit the engine's window.
     """
     waiting = list(enumerate(seeds))
@@ -97,7 +98,7 @@ def play_games(
         rollout.num_dropped += 1
         rollout.drop_causes[cause] += 1
         logger.warning("game with seed %d dropped: %s", seed, cause)
-        if rollout.num_dropped > max_dropped_share * num_games:
+        if rollout.num_dropped > max_dropped_share * num_games or rollout.num_dropped == num_games:
             raise TooManyDroppedGames(
                 f"{rollout.num_dropped} of {num_games} games dropped, more than the allowed share of "
                 f"{max_dropped_share:g}; the last cause: {cause}"
