@@ -44,6 +44,15 @@ def choose_impl(impl: AttentionImpl, device: torch.device, dtype: torch.dtype) -
     return impl
 
 
+def check_no_window(window: int | None, num_tokens: int) -> None:
+    """Branches see their whole game: ValueError where a sliding window would hide some of it."""
+    if window is not None and window < num_tokens:
+        raise ValueError(
+            f"branches keep no sliding window ({window} tokens) and this game has up to {num_tokens}; "
+            "use a full-attention model or shorter games"
+        )
+
+
 @dataclass(slots=True, eq=False)
 class PackedLayout:
     """B sequences laid end to end; token t attends to the earlier tokens of its own sequence.
@@ -197,8 +206,7 @@ class TreeLayout:
     width: int  # W, tokens of the longest branch
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-        if window is not None:
-            raise ValueError("branches over a sliding-window model are not supported; use a full-attention model")
+        check_no_window(window, self.prefix_mask.shape[-1] + self.width)
         num_trunk = sum(self.trunk.lengths)
         trunk_out = self.trunk.attend(layer, query[:num_trunk], key[:num_trunk], value[:num_trunk], scale, None)
         if self.grid.numel() == 0:

@@ -114,6 +114,25 @@ class Backbone(nn.Module):
         twin.requires_grad_(False)
         return twin
 
+    @torch.no_grad()
+    def check_logits(self, name: str) -> None:
+        """ValueError for a model whose logits are not hidden @ lm_head.T (a bias, a scale, a soft cap on them)."""
+        ids = torch.arange(4, device=self.device) % self.vocab_size
+        layout = self.layout(torch.tensor([0, 4], dtype=torch.int32, device=self.device), (4,))
+        positions = torch.arange(4, device=self.device)
+        ours = (self(ids, positions, layout) @ self.lm_head_weight.T).float()
+        theirs = (
+            self.model(input_ids=ids[None], position_ids=positions[None], use_cache=False, layout=layout)
+            .logits[0]
+            .float()
+        )
+        tolerance = 1e-3 if self.lm_head_weight.dtype == torch.float32 else 5e-2
+        if not torch.allclose(ours.log_softmax(-1), theirs.log_softmax(-1), rtol=tolerance, atol=tolerance):
+            raise ValueError(
+                f"model: {name!r} ({self.model.config.model_type}) has logits that are more than hidden @ lm_head.T "
+                "(a bias, a scale or a soft cap); such models are not supported"
+            )
+
     def fingerprint(self) -> int:
         """A checksum of every weight's name and bits: equal for equal weights, whatever file they came from."""
         names = "".join(name for name, _ in self.named_parameters())
@@ -156,6 +175,7 @@ def load_backbone(
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
     backbone = Backbone(model, tokenizer, attention)
+    backbone.check_logits(name_or_path)
     return backbone, stop_token_id(tokenizer, stop_token)
 
 

@@ -104,7 +104,6 @@ def _run(config: Config, folder: RunFolder, console: Console) -> Mapping[str, fl
             summary: Mapping[str, float] = read_json(folder.summary)
             return summary
         folder.summary.unlink(missing_ok=True)  # what it says is over
-    folder.save_config(config)
     with make_display(console) as display:
         for line in said:
             display.message(line)

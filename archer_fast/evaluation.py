@@ -17,6 +17,7 @@ from archer_fast.rollout.embedded import EmbeddedEngine
 from archer_fast.rollout.interact import play_games
 from archer_fast.trajectory import Trajectory
 
+ALWAYS = ("guess", "invalid", "repeat")  # shares that stand in every log, be they 0
 EVALUATION_SEED = 1 << 40  # games of training count up from 0: evaluation never shares one with them
 
 
@@ -55,7 +56,7 @@ def summarise(trajectories: Sequence[Trajectory]) -> Evaluation:
         standard_error=float(returns.std(ddof=1) / n**0.5) if returns.size > 1 else 0.0,
         win_rate=sum(bool(t.info.get("won")) for t in trajectories) / n,
         mean_turns=sum(t.num_turns for t in trajectories) / n,
-        shares={kind: kinds[kind] / max(1, turns) for kind in sorted({*kinds, "repeat"})},
+        shares={kind: kinds[kind] / max(1, turns) for kind in sorted({*kinds, *ALWAYS})},
         trajectories=list(trajectories),
     )
 
@@ -82,12 +83,13 @@ def evaluate_policy(
         generator=torch.Generator(backbone.device).manual_seed(seed),
     )
     spec = registry.get(task.name)
+    first = EVALUATION_SEED + seed * 1_000_000  # no two seeds share games
     played = play_games(
         engine,
         lambda: spec.make_env(**task.options),
         encoder(backbone.tokenizer),
         backbone.tokenizer.decode,
-        range(EVALUATION_SEED + seed, EVALUATION_SEED + seed + games),
+        range(first, first + games),
         max_dropped_share=rollout.max_dropped_share,
         on_game=on_game,
     )

@@ -34,6 +34,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise ValueError(f"out: wanted a folder, got {str(path)!r}, where a file is in the way") from None
+        self._lock = filelock.FileLock(self.path / ".lock")
 
     @classmethod
     def existing(cls, path: Path | str) -> RunFolder:
@@ -122,10 +123,12 @@ class RunFolder:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Keep every other run out of this folder; ValueError naming the process that is in it."""
-        lock = filelock.FileLock(self.path / ".lock")
+        if self._lock.is_locked:  # by this very object
+            yield
+            return
         holder = self.path / ".holder.json"  # a file of its own: opening a lock file may empty it
         try:
-            lock.acquire(timeout=0)
+            self._lock.acquire(timeout=0)
         except filelock.Timeout:
             raise ValueError(f"out: another run is writing into {str(self.path)!r} ({_who(holder)})") from None
         try:
@@ -133,7 +136,7 @@ class RunFolder:
             yield
         finally:
             holder.unlink(missing_ok=True)
-            lock.release()
+            self._lock.release()
 
     def save_config(self, config: Config) -> None:
         # To resume is an act of one call, not a setting of the run.

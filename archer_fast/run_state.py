@@ -194,7 +194,7 @@ class RunState:
     # -- begin and end -----------------------------------------------------------------------------
 
     def _evaluate_start(self) -> None:
-        before = self._evaluate(self.config.eval.final_games)
+        before = self._evaluate(self.config.eval.final_games, final=True)
         self._keep_if_best(before)
         self._show(self.folder.games_before, before)
         write_json(self.folder.path / "before.json", before.as_metrics(""))
@@ -203,11 +203,11 @@ class RunState:
     def finish(self) -> dict[str, float]:
         """Evaluate the last policy and the best one, keep the better in best/, write summary.json."""
         games = self.config.eval.final_games
-        last = self._evaluate(games)
+        last = self._evaluate(games, final=True)
         replace_folder(self.folder.final, self.actor.save)
-        greedy = self._evaluate(games, greedy=True)
+        greedy = self._evaluate(games, greedy=True, final=True)
         best_policy, _ = _load(self.config, self.folder.best, self.actor.device)
-        best = self._evaluate(games, policy=best_policy)
+        best = self._evaluate(games, policy=best_policy, final=True)
         assert self.best is not None
         if last.mean_return >= best.mean_return:
             best, self.best = last, (self.iteration, last.mean_return, last.standard_error)
@@ -226,7 +226,10 @@ class RunState:
         write_json(self.folder.summary, summary)
         return summary
 
-    def _evaluate(self, games: int, *, greedy: bool = False, policy: Backbone | None = None) -> Evaluation:
+    def _evaluate(
+        self, games: int, *, greedy: bool = False, policy: Backbone | None = None, final: bool = False
+    ) -> Evaluation:
+        """`final`: on games of their own, not those by which the best policy was chosen."""
         self.watcher.phase("evaluate", games)
         return evaluate_policy(
             policy if policy is not None else self.actor,
@@ -234,7 +237,7 @@ class RunState:
             self.config.task,
             self.config.rollout,
             games=games,
-            seed=self.config.seed,
+            seed=2 * self.config.seed + final,
             greedy=greedy,
             on_game=lambda game: self.watcher.advance(),
         )

@@ -8,6 +8,7 @@ import json
 import os
 from pathlib import Path
 
+import filelock
 import torch
 
 from archer_fast.backbone import Backbone, load_backbone
@@ -30,25 +31,33 @@ def start_policy(config: Config, device: torch.device, watcher: Watcher) -> tupl
     if not wants_clone:
         return _load(config, _require_path(model.path), device)
     games = _scripted_games(config, watcher)
-    folder = cache_folder() / _key(config, games)
-    if (folder / "config.json").is_file():
-        watcher.message(f"warm start: read from {folder}")
-    else:
-        backbone, stop_token_id = (
-            build_tiny_model(_vocabulary(config), model.tiny, seed=config.seed, attention=model.attention)
-            if model.path is None
-            else _load(config, model.path, device)
-        )
-        backbone.to(device)
-        steps = config.warm_start.steps
-        watcher.phase("warm start", steps)
-        encode = encoder(backbone.tokenizer)
-        dialogues = [to_trajectory(game, encode, stop_token_id) for game in games]
-        metrics = clone(backbone, dialogues, config.warm_start, config.seed, lambda step: watcher.advance())
-        replace_folder(folder, backbone.save)
-        losses = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
-        watcher.message(f"warm start: cloned {len(games)} scripted games ({losses}), kept in {folder}")
+    vocabulary = registry.get(config.task.name).vocabulary_text(**config.task.options)
+    student, stop_token_id = (
+        build_tiny_model(vocabulary, model.tiny, seed=config.seed, attention=model.attention)
+        if model.path is None
+        else _load(config, model.path, device)
+    )
+    folder = cache_folder() / _key(config, games, vocabulary, student)
+    locks = cache_folder().with_name("warm_start_locks")
+    locks.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(locks / folder.name):  # of two runs the second reads what the first made
+        if (folder / "config.json").is_file():
+            watcher.message(f"warm start: read from {folder}")
+        else:
+            _clone(config, student.to(device), stop_token_id, games, folder, watcher)
     return _load(config, str(folder), device)
+
+
+def _clone(
+    config: Config, student: Backbone, stop_token_id: int, games: list[ScriptedGame], folder: Path, watcher: Watcher
+) -> None:
+    watcher.phase("warm start", config.warm_start.steps)
+    encode = encoder(student.tokenizer)
+    dialogues = [to_trajectory(game, encode, stop_token_id) for game in games]
+    metrics = clone(student, dialogues, config.warm_start, config.seed, lambda step: watcher.advance())
+    replace_folder(folder, student.save)
+    losses = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+    watcher.message(f"warm start: cloned {len(games)} scripted games ({losses}), kept in {folder}")
 
 
 def cache_folder() -> Path:
@@ -86,17 +95,15 @@ def _scripted_games(config: Config, watcher: Watcher) -> list[ScriptedGame]:
     return games
 
 
-def _vocabulary(config: Config) -> list[str]:
-    return registry.get(config.task.name).vocabulary_text(**config.task.options)
-
-
-def _key(config: Config, games: list[ScriptedGame]) -> str:
-    """A digest of everything the cloned weights depend on: the games' texts, the settings, the sizes, the versions."""
+def _key(config: Config, games: list[ScriptedGame], vocabulary: list[str], student: Backbone) -> str:
+    """A digest of everything the cloned weights depend on: texts, settings, the student's weights, the version."""
     settings = {
         "warm_start": dataclasses.asdict(config.warm_start),
         "model": dataclasses.asdict(config.model),
         "seed": config.seed,
         "torch": torch.__version__,
+        "vocabulary": vocabulary,
+        "student": student.fingerprint(),
         "format": 1,
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())

@@ -35,11 +35,15 @@ def train(config: Config, folder: RunFolder, watcher: Watcher) -> dict[str, floa
 
     One iteration: play games with the actor, store them, let the critic learn from replayed turns, then let
     the actor learn from the critic. The actor waits for `critic.warmup_iterations`.
+    Errors: ValueError where `folder` holds a run that `config.resume` does not ask for, or is being written.
     """
-    run = RunState.start(config, folder, watcher)
-    with run.loggers:
-        iterate(run, watcher)
-        return run.finish()
+    with folder.lock():
+        folder.check_free(resume=config.resume)
+        folder.save_config(config)
+        run = RunState.start(config, folder, watcher)
+        with run.loggers:
+            iterate(run, watcher)
+            return run.finish()
 
 
 def iterate(run: RunState, watcher: Watcher) -> None:
@@ -65,8 +69,9 @@ def iterate(run: RunState, watcher: Watcher) -> None:
                 evaluation = run.evaluate_if_due()
             run.record({**measure(games, meters, clock), **evaluation})
             if run.iteration % config.checkpoint_every == 0 or run.iteration == config.iterations:
-                run.save()
-    if stop.requested and run.iteration < config.iterations:
+                with clock("other"):  # in the next iteration's row: this one is written
+                    run.save()
+    if stop.requested:
         raise Interrupted(run.save())
 
 

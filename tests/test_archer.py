@@ -241,7 +241,7 @@ def test_fresh_actions_answer_the_states_that_were_drawn(make_lm: MakeLM, trunk:
     twin = twin_of(learner.buffer, tmp_path)
     draws = [np.array(drawn_turns(learner, twin)) for _ in range(3)]
     recorder = Recorder(learner.engine)
-    fresh = learner._fresh_actions(draws)
+    fresh = learner._fresh_actions(draws, Meters())
     assert recorder.num_calls == 3, "9 games, at most batch_games=4 a call"
     left = list(recorder.found)
     assert len(left) == sum(d.size for d in draws)
@@ -335,7 +335,7 @@ def test_every_mode_learns_and_moves_what_it_should(make_lm: MakeLM, trunk: str,
     assert not differ(reference, weights_of(learner.reference))
     assert steps == ["critic"] * 3 + ["actor"] * 2
     row = meters.read()
-    assert {"critic_loss", "actor_loss", "entropy", "advantage_std", "skipped_steps"} <= row.keys()
+    assert {"critic_loss", "actor_loss", "entropy_fresh", "advantage_std", "skipped_steps"} <= row.keys()
     assert all(np.isfinite(value) for value in row.values()) and row["skipped_steps"] == 0
 
 

@@ -218,3 +218,22 @@ def test_a_tokenizer_without_an_end_asks_for_a_stop_token() -> None:
     with pytest.raises(ValueError, match="stop_token: this tokenizer has no eos_token; name a token"):
         stop_token_id(bare, None)
     assert stop_token_id(bare, STOP_TOKEN) == 0
+
+
+@pytest.mark.parametrize(
+    ("architecture", "extra"),
+    [("phi", {"hidden_size": 32}), ("granite", {"logits_scaling": 8.0}), ("cohere", {"logit_scale": 0.5})],
+)
+def test_logits_that_are_more_than_a_product_are_refused(
+    make_lm: Callable[..., transformers.PreTrainedModel], architecture: str, extra: dict[str, float]
+) -> None:
+    backbone = Backbone(make_lm(architecture, **extra), None)
+    with pytest.raises(ValueError, match=f"model: 'm' \\({architecture}\\) has logits that are more than"):
+        backbone.check_logits("m")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gpt2"])
+def test_logits_of_the_supported_families_pass(
+    make_lm: Callable[..., transformers.PreTrainedModel], architecture: str
+) -> None:
+    Backbone(make_lm(architecture), None).check_logits("m")

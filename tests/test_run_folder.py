@@ -132,7 +132,12 @@ def test_the_lock_keeps_a_second_run_out(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     code = f"from archer_fast.run_folder import RunFolder\nwith RunFolder({str(tmp_path)!r}).lock(): print('in')"
     with folder.lock():
-        with pytest.raises(ValueError, match=f"another run is writing into .*pid {os.getpid()} on "), folder.lock():
+        with (
+            pytest.raises(ValueError, match=f"another run is writing into .*pid {os.getpid()} on "),
+            RunFolder(tmp_path).lock(),
+        ):
+            pass
+        with folder.lock():  # by its holder, once more
             pass
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert other.returncode == 1

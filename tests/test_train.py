@@ -460,6 +460,18 @@ def test_a_game_longer_than_the_window_is_truncated_and_counted(
         assert len(game.input_ids) > 24 - 10 or game.terminated, "not before there was need"
 
 
+def test_a_second_run_in_the_same_folder_is_refused(whole_run: Path) -> None:
+    before = (whole_run / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="holds a finished run"):
+        run(tiny_config(whole_run))
+    assert (whole_run / "metrics.jsonl").read_bytes() == before
+
+
+def test_shares_that_are_zero_and_entropy_are_in_every_row(whole_run: Path) -> None:
+    for row in read_rows(whole_run / "metrics.jsonl")[1:5]:
+        assert {"guess", "repeat", "invalid", "kl", "entropy"} <= row.keys()
+
+
 # -- it learns -------------------------------------------------------------------------------------
 
 

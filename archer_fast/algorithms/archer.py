@@ -63,6 +63,8 @@ class Archer:
             with torch.no_grad():
                 features = read_games(self.reference, batch, self.config.rollout.temperature)
             meters.add(kl=(batch.rollout_logprobs.sum() - features.action.logprob.sum()) / len(batch.turn))
+            # Minus the mean log-prob of what was sampled estimates the entropy without a pass of its own.
+            meters.add(entropy=-batch.rollout_logprobs.sum() / batch.action_mask.sum())
             meters.count(processed_tokens=batch.num_tokens)
             if not self.critic.trains_trunk:
                 first_turn = int(self.buffer.turn_span(games[:1])[0][0])
@@ -72,7 +74,7 @@ class Archer:
         """`epochs` gradient steps on replayed transitions, the target moved after each."""
         c = self.config.critic
         draws = [self._draw_transitions() for _ in range(c.epochs)]
-        fresh = self._fresh_actions(draws) if c.value_target == "resample" else None
+        fresh = self._fresh_actions(draws, meters) if c.value_target == "resample" else None
         for epoch, turn_ids in enumerate(draws):
             loss = self._critic_loss(turn_ids, None if fresh is None else fresh[epoch], meters)
             self.critic_step(loss, meters, self.buffer.trajectory_of(turn_ids))
@@ -98,8 +100,12 @@ class Archer:
             with torch.no_grad():
                 q = self.critic.heads.q_value(state, action).amin(0)
                 advantages = centre_by_state(q, tree.turn_ids, batch.turn.shape[0])
+            passes = 2
             if self.critic.trunk is not self.reference:
                 ref_logprobs = read_tree(self.reference, batch, tree, temperature)[2]
+                passes = 3
+            sampled = self.engine.num_forward_tokens - forwarded
+            meters.count(processed_tokens=sampled + passes * tree.input_ids.numel(), useful_tokens=tree.rows.numel())
             kl = ((tree.rollout_logprobs.sum() - ref_logprobs.sum()) / tree.num_branches).item()
             first_kl = kl if first_kl is None else first_kl
             if abs(kl - first_kl) > a.max_kl_step:
@@ -115,12 +121,9 @@ class Archer:
                 normalise_advantages=a.normalise_advantages,
             )
             meters.add(
-                actor_loss=out.policy_loss, entropy=out.entropy, advantage_std=advantages.std(), q_fresh=q.mean()
+                actor_loss=out.policy_loss, entropy_fresh=out.entropy, advantage_std=advantages.std(), q_fresh=q.mean()
             )
-            sampled = self.engine.num_forward_tokens - forwarded
-            meters.count(
-                processed_tokens=sampled + 2 * tree.input_ids.numel(), useful_tokens=tree.rows.numel(), actor_steps=1
-            )
+            meters.count(actor_steps=1)
             self.actor_step(out.loss, meters, games)
             on_step()
         self.actor_step.check(meters)
@@ -184,7 +187,7 @@ class Archer:
         is_last = torch.from_numpy(records.is_last).to(device)
         games = torch.from_numpy(self.buffer.trajectory_of(turn_ids)).to(device)
         if self.critic.trains_trunk:
-            state, action, next_state, target_state, target_action = self._read_trained_trunk(turn_ids)
+            state, action, next_state, target_state, target_action = self._read_trained_trunk(turn_ids, meters)
         else:
             state = target_state = self.cache.states(ids, turn)
             action = target_action = self.cache.actions(ids)
@@ -209,7 +212,7 @@ class Archer:
         return out.loss
 
     def _read_trained_trunk(
-        self, turn_ids: np.ndarray
+        self, turn_ids: np.ndarray, meters: Meters
     ) -> tuple[StateFeatures, ActionFeatures, StateFeatures, StateFeatures, ActionFeatures]:
         """Features of whole games from a trunk that trains; targets read the target trunk where there is one."""
         batch = self._collate(np.unique(self.buffer.trajectory_of(turn_ids)))
@@ -218,6 +221,7 @@ class Archer:
         with torch.no_grad():
             target_trunk = self.critic.target_trunk
             target = online if target_trunk is None else read_games(target_trunk, batch, temperature)
+            meters.count(processed_tokens=batch.num_tokens * (1 if target_trunk is None else 2))
             following = target.state.hidden.roll(-1, 0)  # of a game's last turn: not the next state, see below
             final = target.final.hidden[batch.trajectory]
             next_hidden = torch.where(batch.is_last[:, None], final, following)
@@ -225,14 +229,14 @@ class Archer:
         return online.state, online.action, next_state, target.state, target.action
 
     @torch.no_grad()
-    def _fresh_actions(self, draws: list[np.ndarray]) -> list[ActionFeatures]:
+    def _fresh_actions(self, draws: list[np.ndarray], meters: Meters) -> list[ActionFeatures]:
         """a' ~ pi(.|s) for every draw of the coming epochs, in a few large batches: the policy rests meanwhile.
 
         Their features are those of the trunk that the targets read, as it is now: exact where it is frozen,
         up to an iteration's epochs old where it trains.
         """
         trunk = self.critic.target_trunk or self.critic.trunk
-        sizes = [d.size for d in draws]
+        sizes, forwarded = [d.size for d in draws], self.engine.num_forward_tokens
         wanted = np.concatenate(draws)
         owner = self.buffer.trajectory_of(wanted)
         hidden = torch.empty(wanted.size, self.actor.hidden_size, device=self.actor.device)
@@ -256,8 +260,10 @@ class Archer:
             alternatives = self.engine.sample_alternatives(batch, torch.from_numpy(turn_ids).to(self.actor.device))
             tree = plant_tree(batch, alternatives, self.actor.layout(batch.cu_seqlens, batch.lengths))
             _, action, _ = read_tree(trunk, batch, tree, self.config.rollout.temperature)
+            meters.count(processed_tokens=tree.input_ids.numel(), useful_tokens=tree.rows.numel())
             at = torch.from_numpy(places).to(self.actor.device)
             hidden[at], logprob[at] = action.hidden.float(), action.logprob
+        meters.count(processed_tokens=self.engine.num_forward_tokens - forwarded)
         return [ActionFeatures(h, lp) for h, lp in zip(hidden.split(sizes), logprob.split(sizes), strict=True)]
 
     # -- actor -------------------------------------------------------------------------------------

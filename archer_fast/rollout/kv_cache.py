@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from archer_fast.attention import PackedLayout, branch_attention, causal_mask
+from archer_fast.attention import PackedLayout, branch_attention, causal_mask, check_no_window
 
 
 class SlotCache:
@@ -177,8 +177,7 @@ class BranchCache:
         self._shape = (rows.numel(), 1, 1)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-        if window is not None:
-            raise ValueError("branches over a sliding-window model are not supported; use a full-attention model")
+        check_no_window(window, self.prefix_mask.shape[-1] + self.step + 1)
         shape, end = self._shape, self.step + 1
         self._keys[layer][:, :, self.step] = key.view(*shape[:2], *key.shape[1:])
         self._values[layer][:, :, self.step] = value.view(*shape[:2], *value.shape[1:])
