@@ -298,9 +298,12 @@ def test_a_tree_without_branches_is_its_trunk() -> None:
     torch.testing.assert_close(layout.attend(0, *inputs, 0.4, None), layout.trunk.attend(0, *inputs, 0.4, None))
 
 
-def test_no_branch_over_a_sliding_window() -> None:
-    with pytest.raises(ValueError, match="sliding-window"):
-        tree_layout("sdpa").attend(0, *random_qkv(NUM_TREE), 0.4, 3)
+def test_no_branch_over_a_sliding_window_that_hides_something() -> None:
+    qkv = random_qkv(NUM_TREE)
+    with pytest.raises(ValueError, match=r"branches keep no sliding window \(3 tokens\) and this game has up to 8"):
+        tree_layout("sdpa").attend(0, *qkv, 0.4, 3)
+    wide, free = (tree_layout("sdpa").attend(0, *qkv, 0.4, window) for window in (8, None))
+    assert torch.equal(wide, free)
 
 
 @pytest.mark.parametrize("per_branch", [False, True])

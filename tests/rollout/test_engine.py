@@ -326,13 +326,12 @@ def test_forward_tokens_of_alternatives(backbone: Backbone) -> None:
 def test_alternatives_know_a_sliding_window_only_where_it_hides_nothing(
     make_lm: Callable[..., Any], window: int
 ) -> None:
-    backbone = Backbone(make_lm("mistral", vocab_size=VOCAB, sliding_window=window), None)
-    batch = replayed(backbone, 1)
+    backbone, free = (Backbone(make_lm("mistral", vocab_size=VOCAB, sliding_window=w), None) for w in (window, None))
+    batch = replayed(free, 1)
     turn_ids = torch.zeros(1, 3, dtype=torch.int64)
     if window < batch.num_tokens:
         with pytest.raises(ValueError, match=r"branches keep no sliding window \(8 tokens\)"):
             make_engine(backbone).sample_alternatives(batch, turn_ids)
     else:
-        free = Backbone(make_lm("mistral", vocab_size=VOCAB, sliding_window=None), None)
         got, wanted = (make_engine(b).sample_alternatives(batch, turn_ids) for b in (backbone, free))
         assert torch.equal(got.action_ids, wanted.action_ids) and torch.equal(got.logprobs, wanted.logprobs)
