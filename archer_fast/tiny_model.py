@@ -13,9 +13,8 @@ from archer_fast.backbone import Backbone, build_causal_lm, wrap_tokenizer
 from archer_fast.config import AttentionImpl, TinyModel
 
 STOP_TOKEN = "<|stop|>"
-INITIALIZER_RANGE = (
-    0.08  # about 1/sqrt(hidden_size); at the usual .02 attention starts uniform and evidence is learned late
-)
+# About 1/sqrt(hidden_size); at the usual .02 attention starts uniform and evidence is learned late.
+INITIALIZER_RANGE = 0.08
 
 # Pieces that merges may not cross: up to three words with their punctuation, as superword tokenizers allow
 # (SuperBPE, Liu et al. 2025). "Is it a | common pet? | <stop>" is three tokens and " No.\n" one, so a turn of

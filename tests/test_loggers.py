@@ -74,7 +74,7 @@ def test_a_missing_package_names_its_extra_before_anything_is_written(
 
 
 def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
+    pytest.importorskip("tensorboard", reason="an extra; `make test` installs it")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with Loggers(tmp_path, ("tensorboard",), config={"seed": 3}) as log:

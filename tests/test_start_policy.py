@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +177,15 @@ def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_folder() == tmp_path / "home" / ".cache" / "archer_fast" / "warm_start"
+
+
+def test_of_two_runs_that_begin_together_one_clones_and_the_other_reads(cache: Path) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_start_policy import CPU, Listener, make_config, start_policy\n"
+        "listener = Listener()\nstart_policy(make_config(), CPU, listener)\nprint(listener.messages[0][:18])"
+    )
+    runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = sorted(run.communicate()[0].strip() for run in runs)
+    assert said == ["warm start: cloned", "warm start: read f"], said
+    assert len(list(cache.iterdir())) == 1

@@ -51,7 +51,7 @@ from archer_fast.rollout.interact import TooManyDroppedGames
 from archer_fast.run_folder import RunFolder
 from archer_fast.run_state import RunState
 from archer_fast.tiny_model import TinyModel
-from archer_fast.train import StopRequest, train
+from archer_fast.train import Interrupted, StopRequest, train
 from archer_fast.trajectory import Trajectory
 from archer_fast.watcher import SilentWatcher
 
@@ -458,6 +458,28 @@ def test_a_game_longer_than_the_window_is_truncated_and_counted(
         assert game.num_tokens <= 24
         assert game.terminated != game.truncated
         assert len(game.input_ids) > 24 - 10 or game.terminated, "not before there was need"
+
+
+class Stopper(SilentWatcher):
+    """Presses Ctrl-C while the last iteration is learning."""
+
+    def __init__(self) -> None:
+        self.actor_phases = 0
+
+    def phase(self, name: str, total: int | None) -> None:
+        self.actor_phases += name == "actor"
+        if self.actor_phases == ITERATIONS - 1 and name == "actor":
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_in_the_last_iteration_stops_too(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    with pytest.raises(Interrupted, match=f"iteration-00000{ITERATIONS}"):
+        run(config, Stopper())
+    assert not RunFolder(tmp_path).summary.exists()
+    config.resume = True
+    run(config)
+    assert RunFolder(tmp_path).summary.exists()
 
 
 def test_a_second_run_in_the_same_folder_is_refused(whole_run: Path) -> None:

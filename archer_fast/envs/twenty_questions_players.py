@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from archer_fast.envs.twenty_questions_objects import resolve_objects
 from archer_fast.envs.twenty_questions_table import FactTable, fact_table
 
 
-class _Reasoner:
+class _Reasoner(ABC):
     """What the players share: which objects still fit the answers, kept as a bit mask."""
 
     def reset(self, seed: int, env_options: Mapping[str, Any]) -> None:
@@ -30,8 +31,9 @@ class _Reasoner:
         question, self._asked_mask = self._choose()
         return question
 
+    @abstractmethod
     def _choose(self) -> tuple[str, int]:
-        raise NotImplementedError
+        """The next question, and the objects (a bit mask) that a yes to it leaves."""
 
     def _guess(self, index: int) -> tuple[str, int]:
         return self._table.objects[index].guess, 1 << index
