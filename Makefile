@@ -8,7 +8,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install train test test-all test-pythons test-cpp test-python bench lint types format clean
+.PHONY: help install train test test-all test-pythons test-ops-alone test-interpreter test-cpp test-python bench lint format clean
 
 PYTHON ?=
 TORCH ?=
@@ -45,9 +45,9 @@ install: .venv/.run .venv/.built
 train: install
 	@$(BIN)/archer-fast train $(ARGS)
 
-test: lint test-cpp test-pythons test-python
+test: lint test-cpp test-pythons test-ops-alone test-interpreter test-python
 
-test-all: lint test-cpp test-pythons .venv/.dev .venv/.built
+test-all: lint test-cpp test-pythons test-ops-alone test-interpreter
 	@$(BIN)/pytest $(ARGS)
 
 test-python: .venv/.dev .venv/.built
@@ -56,6 +56,15 @@ test-python: .venv/.dev .venv/.built
 # The part without torch, on the oldest and the newest Python of this machine.
 test-pythons:
 	@scripts/test_pythons.sh
+
+# archer_fast.ops with nothing but torch installed, in an environment of its own.
+test-ops-alone: .venv/.built
+	@scripts/test_ops_alone.sh
+
+# The Triton kernels without a GPU; a process of its own, because the switch is read when they are imported.
+test-interpreter: .venv/.dev .venv/.built
+	@echo "== Triton kernels in the interpreter"
+	@TRITON_INTERPRET=1 $(BIN)/pytest -q tests/interpreter
 
 test-cpp: .venv/.run
 	@scripts/test_cpp.sh

@@ -1,4 +1,8 @@
-"""The C++ core. Arrays are one-dimensional, C-contiguous and of exactly the dtype stated, or a TypeError."""
+"""The C++ core. Arrays are one-dimensional, C-contiguous and of exactly the dtype stated, or a TypeError.
+
+The kernels at the end take addresses (int, 0 for none) of memory that `archer_fast.ops.cpu` has checked. They keep
+nothing, release the GIL, and may be called from any thread.
+"""
 
 from typing import TypedDict
 
@@ -108,3 +112,56 @@ class TrajectoryBuffer:
         terminated: _Bool,
         truncated: _Bool,
     ) -> TrajectoryBuffer: ...
+
+def simd_levels() -> tuple[str, ...]:
+    """What this machine can run, best first, e.g. ("avx512", "avx2", "baseline"); `simd` is one of them or "auto"."""
+
+def softmax_update(
+    logits: int,
+    row_stride: int,
+    n: int,
+    v: int,
+    first_column: int,
+    target_ids: int,
+    inv_temperature: int,
+    softcap: float,
+    state: int,
+    threads: int,
+    simd: str,
+) -> None:
+    """csrc/row_softmax.h. softcap 0: none."""
+
+def softmax_backward(
+    logits: int,
+    row_stride: int,
+    n: int,
+    v: int,
+    target_ids: int,
+    inv_temperature: int,
+    softcap: float,
+    row_max: int,
+    log_sum: int,
+    entropy: int,
+    grad_logprobs: int,
+    grad_entropy: int,
+    grad_lse: int,
+    threads: int,
+    simd: str,
+) -> None:
+    """csrc/row_softmax.h, in place. softcap 0: none; grad_entropy, grad_lse 0: zeros."""
+
+def segment_scan(a: int, b: int, cu: int, out: int, num_segments: int, threads: int, simd: str) -> None:
+    """csrc/segment_scan.h."""
+
+def critic_loss(
+    values: int,
+    targets: int,
+    n: int,
+    kind: str,
+    expectile: float,
+    huber_delta: float,
+    losses: int,
+    stats: int,
+    grads: int,
+) -> None:
+    """csrc/critic_loss.h. An unknown `kind` is a ValueError."""

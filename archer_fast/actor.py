@@ -1,4 +1,4 @@
-"""The token-level actor: log-probs of alternatives on a tree of games, and its loss."""
+"""The token-level actor: its loss on a tree of games and alternatives."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from torch import Tensor
 from archer_fast.advantages import normalise
 from archer_fast.backbone import Backbone
 from archer_fast.batch import TreeBatch
-from archer_fast.losses import kl_penalty, reinforce_loss
-from archer_fast.ops import linear_logprobs
+from archer_fast.ops import linear_policy_loss
 
 
 class ActorLoss(NamedTuple):
@@ -38,15 +37,16 @@ def actor_loss(
     if normalise_advantages:
         advantages = normalise(advantages)
     hidden = backbone(tree.input_ids, tree.position_ids, tree.layout)
-    scored = linear_logprobs(
-        hidden, backbone.lm_head_weight, tree.target_ids, rows=tree.rows, temperature=temperature, return_entropy=True
+    out = linear_policy_loss(
+        hidden,
+        backbone.lm_head_weight,
+        tree.target_ids,
+        advantages[tree.branch_ids],
+        rows=tree.rows,
+        ref_logprobs=ref_logprobs if kl_coef > 0 else None,
+        kl_coef=kl_coef,
+        entropy_coef=entropy_coef,
+        num_actions=max(tree.num_branches, 1),
+        temperature=temperature,
     )
-    assert scored.entropy is not None
-    policy_loss = reinforce_loss(scored.logprobs, advantages[tree.branch_ids], tree.num_branches)
-    loss = policy_loss
-    if kl_coef > 0:
-        loss = loss + kl_coef * kl_penalty(scored.logprobs, ref_logprobs, tree.num_branches)
-    if entropy_coef > 0:
-        loss = loss - entropy_coef * scored.entropy.sum() / max(tree.num_branches, 1)
-    entropy = scored.entropy.detach().sum() / max(tree.rows.numel(), 1)
-    return ActorLoss(loss, policy_loss.detach(), entropy)
+    return ActorLoss(out.loss, out.metrics.policy_loss, out.entropy.sum() / max(tree.rows.numel(), 1))

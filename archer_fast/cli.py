@@ -1,4 +1,4 @@
-"""The command `archer-fast`: train, eval, play, report, envs."""
+"""The command `archer-fast`: train, eval, play, report, envs, bench."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _print_summary(console: Console, summary: Mapping[str, float]) -> None:
     console.print(table)
 
 
-# -- eval, play, report, envs ------------------------------------------------------------------------
+# -- eval, play, report, envs, bench -----------------------------------------------------------------
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -206,6 +206,16 @@ def envs(argv: Sequence[str]) -> None:
     print("\nNames and options are given as in: --task.name guess-number --task.options high=100 max_turns=12")
 
 
+def bench(argv: Sequence[str]) -> None:
+    """Measure the operations; compile the Triton kernels for GPUs that are not here."""
+    from archer_fast.cli_args import BenchArgs, parse
+
+    args = parse(BenchArgs, argv, prog=f"{PROG} bench")
+    from archer_fast.cli_bench import bench
+
+    bench(args)
+
+
 # -- what main needs ---------------------------------------------------------------------------------
 
 
@@ -270,4 +280,5 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "play": play,
     "report": report,
     "envs": envs,
+    "bench": bench,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -127,11 +128,40 @@ class EnvsArgs:
     """List the tasks with their usual options and scripted players."""
 
 
+BENCHMARKS = ("kernels",)
+
+
+@dataclass(slots=True)
+class BenchArgs:
+    """Measure the operations beside their peers, or compile the Triton kernels for GPUs that need not be here.
+
+    `archer-fast bench kernels` runs bench_ops.py and bench_scans.py of the repository's benchmarks/: times, memory and
+    errors of every operation on this machine. `archer-fast bench kernels --compile-report` needs no GPU: every
+    configuration that a launch can choose is compiled for sm_80 (A100), sm_90 (H100) and sm_100 (B200); the exit
+    status is 1 where registers spill, shared memory is short, or tensor cores stay idle.
+    """
+
+    what: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="kernels")]
+    """What is measured."""
+    compile_report: bool = False
+    """Print registers, spills, shared memory, tensor-core instruction and occupancy of each Triton kernel."""
+    markdown: bool = False
+    """Print the compile report as Markdown, as in docs/compile_report.md."""
+
+    def check(self) -> None:
+        if self.what not in BENCHMARKS:
+            near = difflib.get_close_matches(self.what, BENCHMARKS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown benchmark {self.what!r}{hint} (benchmarks: {', '.join(BENCHMARKS)})")
+        if self.markdown and not self.compile_report:
+            raise ValueError("markdown: wanted with --compile-report, got without")
+
+
 def parse(kind: type[Args], argv: Sequence[str], *, prog: str, default: Args | None = None) -> Args:
     """The arguments as a `kind`; SystemExit with help, or with what is wrong and the nearest match."""
     more: dict[str, Any] = {} if default is None else {"default": default}
     parsed: Args = tyro.cli(kind, prog=prog, args=list(argv), registry=_registry(), **more)
-    if isinstance(parsed, EvalArgs | PlayArgs):
+    if isinstance(parsed, EvalArgs | PlayArgs | BenchArgs):
         parsed.check()  # by us, not as __post_init__ by tyro, which would name the class and not the option
     return parsed
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from archer_fast.backbone import Backbone
 from archer_fast.batch import PackedBatch, TreeBatch
 from archer_fast.config import CriticConfig
-from archer_fast.ops import linear_logprobs
+from archer_fast.ops import linear_logprobs, polyak_
 
 TURN_BUCKETS = 64  # turn indices the heads tell apart; later turns share the last
 
@@ -139,10 +139,9 @@ class TurnCritic(nn.Module):
         """Parameters of the trunk that the critic's optimizer moves."""
         return [p for p in self.trunk.parameters() if p.requires_grad] if self.trains_trunk else []
 
-    @torch.no_grad()
     def update_targets(self) -> None:
         """target <- (1 - tau) target + tau online, heads and a separate trunk alike."""
-        torch._foreach_lerp_(self._target, self._online, self.config.tau)
+        polyak_(self._target, self._online, self.config.tau)
 
 
 def _pairs(critic: TurnCritic) -> tuple[list[Tensor], list[Tensor]]:

@@ -3,6 +3,8 @@
 // Array arguments are bound with noconvert(): another dtype or stride is a TypeError, because pybind11
 // would otherwise hand over a silent copy and what is written there would vanish. The GIL is released
 // around every call that may wait for the buffer's lock, and no callee takes it back.
+// The kernels take addresses instead, so that no array library is needed to hand one over; archer_fast/ops/cpu.py
+// checks what they point to.
 // std::invalid_argument becomes ValueError, std::out_of_range IndexError, std::bad_alloc MemoryError.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -11,11 +13,16 @@
 #include <memory>
 #include <span>
 #include <stdexcept>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "concat.h"
+#include "critic_loss.h"
+#include "row_softmax.h"
+#include "segment_scan.h"
+#include "simd_level.h"
 #include "trajectory_buffer.h"
 
 namespace py = pybind11;
@@ -287,10 +294,88 @@ void bind_trajectory_buffer(py::module_& module) {
                   array("num_tokens"), array("num_turns"), array("terminated"), array("truncated"));
 }
 
+using Address = std::uintptr_t;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+py::tuple simd_names() {
+  const std::vector<SimdLevel> levels = simd_levels();
+  py::tuple names(levels.size());
+  for (std::size_t i = 0; i < levels.size(); ++i) names[i] = simd_name(levels[i]);
+  return names;
+}
+
+void update_softmax(Address logits, std::int64_t row_stride, std::int64_t n, std::int64_t v, std::int64_t first_column,
+                    Address target_ids, Address inv_temperature, float softcap, Address state, int threads,
+                    const std::string& simd) {
+  const SimdLevel level = simd_level(simd);
+  const LogitRows rows{.row_stride = row_stride,
+                       .n = n,
+                       .v = v,
+                       .inv_temperature = at<const float>(inv_temperature),
+                       .softcap = softcap};
+  const py::gil_scoped_release release;
+  softmax_update(rows, at<const float>(logits), first_column, at<const std::int64_t>(target_ids), at<float>(state),
+                 threads, level);
+}
+
+void differentiate_softmax(Address logits, std::int64_t row_stride, std::int64_t n, std::int64_t v, Address target_ids,
+                           Address inv_temperature, float softcap, Address row_max, Address log_sum, Address entropy,
+                           Address grad_logprobs, Address grad_entropy, Address grad_lse, int threads,
+                           const std::string& simd) {
+  const SimdLevel level = simd_level(simd);
+  const LogitRows rows{.row_stride = row_stride,
+                       .n = n,
+                       .v = v,
+                       .inv_temperature = at<const float>(inv_temperature),
+                       .softcap = softcap};
+  const SoftmaxGradient gradient{.target_ids = at<const std::int64_t>(target_ids),
+                                 .row_max = at<const float>(row_max),
+                                 .log_sum = at<const float>(log_sum),
+                                 .entropy = at<const float>(entropy),
+                                 .grad_logprobs = at<const float>(grad_logprobs),
+                                 .grad_entropy = at<const float>(grad_entropy),
+                                 .grad_lse = at<const float>(grad_lse)};
+  const py::gil_scoped_release release;
+  softmax_backward(rows, at<float>(logits), gradient, threads, level);
+}
+
+void scan_segments(Address a, Address b, Address cu, Address out, std::int64_t num_segments, int threads,
+                   const std::string& simd) {
+  const SimdLevel level = simd_level(simd);
+  const std::span offsets(at<const std::int32_t>(cu), static_cast<std::size_t>(num_segments) + 1);
+  const py::gil_scoped_release release;
+  segment_scan(at<const float>(a), at<const float>(b), offsets, at<float>(out), threads, level);
+}
+
+void lose_critic(Address values, Address targets, std::int64_t n, const std::string& kind, double expectile,
+                 double huber_delta, Address losses, Address stats, Address grads) {
+  const CriticLoss loss{.kind = critic_loss_kind(kind), .expectile = expectile, .huber_delta = huber_delta};
+  const py::gil_scoped_release release;
+  critic_loss(loss, at<const float>(values), at<const float>(targets), n, at<float>(losses), at<float>(stats),
+              at<float>(grads));
+}
+
+void bind_kernels(py::module_& module) {
+  module.def("simd_levels", &simd_names);
+  module.def("softmax_update", &update_softmax, "logits"_a, "row_stride"_a, "n"_a, "v"_a, "first_column"_a,
+             "target_ids"_a, "inv_temperature"_a, "softcap"_a, "state"_a, "threads"_a, "simd"_a);
+  module.def("softmax_backward", &differentiate_softmax, "logits"_a, "row_stride"_a, "n"_a, "v"_a, "target_ids"_a,
+             "inv_temperature"_a, "softcap"_a, "row_max"_a, "log_sum"_a, "entropy"_a, "grad_logprobs"_a,
+             "grad_entropy"_a, "grad_lse"_a, "threads"_a, "simd"_a);
+  module.def("segment_scan", &scan_segments, "a"_a, "b"_a, "cu"_a, "out"_a, "num_segments"_a, "threads"_a, "simd"_a);
+  module.def("critic_loss", &lose_critic, "values"_a, "targets"_a, "n"_a, "kind"_a, "expectile"_a, "huber_delta"_a,
+             "losses"_a, "stats"_a, "grads"_a);
+}
+
 }  // namespace
 }  // namespace archer_fast
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "The C++ core of archer_fast.";
   archer_fast::bind_trajectory_buffer(module);
+  archer_fast::bind_kernels(module);
 }

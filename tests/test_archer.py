@@ -121,7 +121,7 @@ def loss_by_hand(learner: Archer, turns: list[tuple[Trajectory, int]]) -> dict[s
     critic, gamma = learner.critic, learner.config.critic.gamma
     target_trunk = critic.trunk if critic.target_trunk is None else critic.target_trunk
     squares: dict[str, list[float]] = {"q": [], "v": []}
-    q_values = []
+    q_values, v_values = [], []
 
     def state_of(trunk: Backbone, ids: np.ndarray, turn: int) -> StateFeatures:
         return StateFeatures(plain(trunk, ids)[0][None], torch.tensor([turn]))
@@ -145,13 +145,17 @@ def loss_by_hand(learner: Archer, turns: list[tuple[Trajectory, int]]) -> dict[s
             )[:, 0]
             squares["q"].append(float((q - q_target).square().sum()))
             squares["v"].append(float((v - v_target).square().sum()))
-            q_values.append(float(q.mean()))
+            q_values += q.tolist()
+            v_values += v.tolist()
     q_loss, v_loss = (sum(squares[k]) / len(turns) for k in ("q", "v"))
     return {
         "critic_loss": q_loss + v_loss,
         "q_loss": q_loss / 2,
         "v_loss": v_loss / 2,
-        "q_mean": sum(q_values) / len(turns),
+        "q_mean": sum(q_values) / len(q_values),
+        "q_min": min(q_values),
+        "q_max": max(q_values),
+        "v_mean": sum(v_values) / len(v_values),
     }
 
 

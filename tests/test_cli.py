@@ -212,7 +212,10 @@ def test_a_broken_checkpoint_is_named(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["trian"], "unknown command 'trian'; did you mean 'train'? (commands: train, eval, play, report, envs)"),
+        (
+            ["trian"],
+            "unknown command 'trian'; did you mean 'train'? (commands: train, eval, play, report, envs, bench)",
+        ),
         (
             ["train", "--task.name", "twenty-question"],
             "task.name: unknown task 'twenty-question'; did you mean 'twenty-",

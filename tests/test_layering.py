@@ -36,11 +36,10 @@ ARROWS: dict[str, set[str]] = {
     "tiny_model": {"backbone", "config"},
     "batch": {"attention", "packing"},
     "ops": {"_C", "kernels"},
-    "advantages": set(),
-    "losses": set(),
+    "advantages": {"ops"},
     "meters": set(),
     "optim": {"meters"},
-    "actor": {"advantages", "backbone", "batch", "losses", "ops"},
+    "actor": {"advantages", "backbone", "batch", "ops"},
     "critic": {"backbone", "batch", "config", "ops"},
     "feature_cache": {"critic"},
     "rollout.kv_cache": {"attention"},
@@ -54,8 +53,8 @@ ARROWS: dict[str, set[str]] = {
         "config",
         "critic",
         "feature_cache",
-        "losses",
         "meters",
+        "ops",
         "optim",
         "rollout.embedded",
         "trajectory",
@@ -91,12 +90,15 @@ ARROWS: dict[str, set[str]] = {
     "display": set(),
     "report": {"display", "loggers", "run_folder"},
     "play": {"backbone", "config", "envs", "evaluation", "rollout.embedded"},
+    "compile_report": {"ops"},
     "cli_args": {"config", "envs", "run_folder"},
     "cli_policy": {"backbone", "cli_args", "config", "run_folder"},
     "cli_eval": {"cli_args", "cli_policy", "config", "envs", "evaluation"},
+    "cli_bench": {"cli_args", "compile_report"},
     "cli": {
         "backbone",
         "cli_args",
+        "cli_bench",
         "cli_eval",
         "cli_policy",
         "config",
@@ -112,9 +114,14 @@ ARROWS: dict[str, set[str]] = {
 }
 
 NO_TORCH = {"trajectory", "packing", "buffer", "buffer_file", "envs", "rollout", "rollout.interact"}
-NO_ENVS = {"algorithms", "critic", "actor", "losses", "advantages", "ops", "attention", "backbone", "batch"}
+NO_ENVS = {"algorithms", "critic", "actor", "advantages", "ops", "attention", "backbone", "batch"}
 # Other people's packages that are known in one place. top-level name: the rooms that may import it.
-KNOWN_ONLY_BY = {"transformers": {"backbone"}, "tokenizers": {"tiny_model"}, "flash_attn": {"attention"}}
+KNOWN_ONLY_BY = {
+    "transformers": {"backbone"},
+    "tokenizers": {"tiny_model"},
+    "flash_attn": {"attention"},
+    "triton": {"ops", "compile_report"},
+}
 
 
 def drawing() -> str:

@@ -44,7 +44,7 @@ from archer_fast.envs.guess_number_players import RandomNumberPlayer
 from archer_fast.envs.task_spec import TaskSpec
 from archer_fast.evaluation import EVALUATION_SEED
 from archer_fast.loggers import read_rows
-from archer_fast.losses import CriticLoss
+from archer_fast.ops import CriticLoss
 from archer_fast.optim import NonFiniteLoss
 from archer_fast.packing import PackedArrays, assert_invariants
 from archer_fast.rollout.interact import TooManyDroppedGames
@@ -335,14 +335,14 @@ def test_resume_names_a_damaged_file(whole_run: Path, tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loss, calls = archer.double_critic_loss, []
+    loss, calls = archer.critic_loss, []
 
     def faulty(*args: Tensor) -> CriticLoss:
         calls.append(1)
         made = loss(*args)
         return made._replace(loss=made.loss * torch.nan) if len(calls) > 6 else made
 
-    monkeypatch.setattr(archer, "double_critic_loss", faulty)
+    monkeypatch.setattr(archer, "critic_loss", faulty)
     config = tiny_config(tmp_path, max_skipped_steps=2, checkpoint_every=1)
     file = tmp_path / "faulty_batch.safetensors"
     with pytest.raises(NonFiniteLoss, match=rf"critic: 2 optimizer steps in a row .*the batch is in {file}") as caught:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from archer_fast.actor import actor_loss
-from archer_fast.advantages import centre_by_state
+from archer_fast.advantages import centre_by_state, td_target
 from archer_fast.backbone import Backbone
 from archer_fast.batch import PackedBatch, plant_tree
 from archer_fast.buffer import TrajectoryBuffer
@@ -23,8 +23,8 @@ from archer_fast.critic import (
     read_tree,
 )
 from archer_fast.feature_cache import FeatureCache
-from archer_fast.losses import double_critic_loss, td_target
 from archer_fast.meters import Meters
+from archer_fast.ops import critic_loss
 from archer_fast.optim import GuardedStep
 from archer_fast.rollout.embedded import EmbeddedEngine
 from archer_fast.trajectory import Trajectory
@@ -200,13 +200,16 @@ class Archer:
             v_target = target.q_value(target_state, target_action if fresh is None else fresh)
         q = self.critic.heads.q_value(state, action)
         v = self.critic.heads.value(state)
-        out = double_critic_loss(q, v, q_target, v_target)
+        out = critic_loss(*q, *v, *q_target, *v_target)
         variance = q_target.var(correction=0)
         meters.add(
             critic_loss=out.loss.detach(),
-            q_loss=(out.q1 + out.q2).detach() / 2,
-            v_loss=(out.v1 + out.v2).detach() / 2,
-            q_mean=q.detach().mean(),
+            q_loss=(out.q1 + out.q2) / 2,
+            v_loss=(out.v1 + out.v2) / 2,
+            q_mean=out.stats.mean[:2].mean(),
+            q_min=out.stats.min[:2].amin(),
+            q_max=out.stats.max[:2].amax(),
+            v_mean=out.stats.mean[2:].mean(),
             explained_variance=1 - (q.detach() - q_target).var(correction=0) / variance.clamp(min=1e-6),
         )
         return out.loss

@@ -1,31 +1,129 @@
-"""The specification of every op in plain torch: chunked, any dtype, autograd by torch itself."""
+"""The specification of every op in plain torch: any floating dtype, float64 too; tests hold the kernels to it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 
-def linear_logprobs_ref(
-    hidden: Tensor, weight: Tensor, target_ids: Tensor, temperature: float, chunk_rows: int
-) -> tuple[Tensor, Tensor]:
-    """log softmax(hidden @ weight.T / temperature) at the targets, and the entropy of each row.
+def _scaled(logits: Tensor, inv_temperature: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | None]:
+    """z = softcap tanh(logits / softcap) / temperature, and the tanh where there is a cap."""
+    if softcap is None:
+        return logits * inv_temperature[:, None], None
+    tanh = (logits / softcap).tanh()
+    return softcap * tanh * inv_temperature[:, None], tanh
 
-    hidden [N, H], weight [V, H], target_ids [N] int64 -> logprobs [N], entropy [N], both float32.
-    At most `chunk_rows` rows of logits exist at a time; each chunk is computed again in backward.
+
+def softmax_update(
+    logits: Tensor,
+    first_column: int,
+    target_ids: Tensor,
+    inv_temperature: Tensor,
+    softcap: float | None,
+    state: Tensor,
+) -> None:
+    """Let the online softmax of each row see one more tile of columns (Milakov and Gimelshein 2018, arXiv 1805.02867).
+
+    logits [n, v]: columns first_column .. first_column + v of the vocabulary; target_ids [n] int64;
+    inv_temperature [n]; state [n, 4], in place: m = max z, s = sum e^(z-m), t = sum e^(z-m) (z-m), z at the target.
+    The entropy comes from t: lse - sum p z would cancel where the policy is peaked.
     """
+    z, _ = _scaled(logits, inv_temperature, softcap)
+    m, s, t, _ = state.unbind(1)
+    new_m = torch.maximum(m, z.amax(1))
+    base = torch.where(new_m == -torch.inf, 0.0, new_m)  # all columns masked so far: nothing to shift by
+    shift = torch.where(m == -torch.inf, 0.0, m - base)
+    e = (z - base[:, None]).exp()
+    t_new = shift.exp() * (t + s * shift) + torch.where(e == 0, 0.0, e * (z - base[:, None])).sum(1)
+    s_new = shift.exp() * s + e.sum(1)
+    state[:, 0], state[:, 1], state[:, 2] = new_m, s_new, t_new
+    column = target_ids - first_column
+    here = (column >= 0) & (column < logits.shape[1])
+    at_target = z.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None]).squeeze(1)
+    state[:, 3] = torch.where(here, at_target, state[:, 3])
 
-    def chunk(h: Tensor, w: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = (h @ w.T).float() / temperature  # [n, V]
-        logprobs = logits.log_softmax(-1)
-        entropy = -(logprobs.exp() * logprobs).sum(-1)
-        return logprobs.gather(1, targets[:, None]).squeeze(1), entropy
 
-    if hidden.shape[0] <= chunk_rows:
-        return chunk(hidden, weight, target_ids)
-    parts = [
-        checkpoint(chunk, h, weight, t, use_reentrant=False)
-        for h, t in zip(hidden.split(chunk_rows), target_ids.split(chunk_rows), strict=True)
-    ]
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+def softmax_backward(
+    logits: Tensor,
+    target_ids: Tensor,
+    inv_temperature: Tensor,
+    softcap: float | None,
+    row_max: Tensor,
+    log_sum: Tensor,
+    entropy: Tensor,
+    grad_logprobs: Tensor,
+    grad_entropy: Tensor | None,
+    grad_lse: Tensor | None,
+    out: Tensor,
+) -> None:
+    """Gradient of each row's log-prob, entropy and lse with respect to its logits [n, V], into out [n, V].
+
+    log p = (z - row_max) - log_sum: lse = row_max + log_sum would round away digits where the logits are large.
+
+    dz_j = p_j (g_lse - g_logprob - g_entropy (log p_j + entropy)) + g_logprob [j = target]
+    """
+    z, tanh = _scaled(logits, inv_temperature, softcap)
+    log_p = (z - row_max[:, None]) - log_sum[:, None]
+    factor = -grad_logprobs if grad_lse is None else grad_lse - grad_logprobs
+    dz = factor[:, None].expand_as(z)
+    if grad_entropy is not None:
+        dz = dz - grad_entropy[:, None] * (log_p + entropy[:, None])
+    p = log_p.exp()
+    dz = torch.where(p == 0, 0.0, p * dz)  # a masked column has log p = -inf
+    dz.scatter_add_(1, target_ids[:, None], grad_logprobs[:, None])
+    dz *= inv_temperature[:, None]
+    if tanh is not None:
+        dz *= 1 - tanh.square()
+    out.copy_(dz)
+
+
+def segment_scan(a: Tensor, b: Tensor, cu: Tensor, out: Tensor) -> None:
+    """y_t = b_t + a_t y_{t+1} in each segment [cu[k], cu[k+1]), into out [T]; an `a` at a segment's end is not read.
+
+    a, b [T]; cu [B+1] int32. All segments walk together from their ends, so the longest tells the number of steps.
+    """
+    position, start = cu[1:].long() - 1, cu[:-1].long()
+    y = None
+    while True:
+        inside = position >= start
+        position, start = position[inside], start[inside]
+        if position.numel() == 0:
+            return
+        y = b[position] if y is None else b[position] + a[position] * y[inside]
+        out[position] = y
+        position = position - 1
+
+
+def critic_loss(
+    values: Tensor,
+    targets: Tensor,
+    kind: str,
+    expectile: float,
+    huber_delta: float,
+    losses: Tensor,
+    stats: Tensor,
+    grads: Tensor,
+) -> None:
+    """Mean loss of each head with its gradient, and what its values look like.
+
+    values, targets [4, n], rows q1, q2, v1, v2; into losses [4], stats [4, 4] (mean, min, max, std of the population)
+    and grads [4, n] = d losses[row] / d values[row]. n = 0: losses 0, stats NaN.
+    """
+    u = targets - values
+    if kind == "huber":
+        inner = u.abs() <= huber_delta
+        each = torch.where(inner, 0.5 * u.square(), huber_delta * (u.abs() - 0.5 * huber_delta))
+        slope = u.clamp(-huber_delta, huber_delta)
+    else:
+        weight = torch.ones_like(u)
+        if kind == "expectile":
+            weight[2:] = (expectile - (u[2:] < 0).to(u.dtype)).abs()
+        each, slope = weight * u.square(), 2 * weight * u
+    n = values.shape[1]
+    grads.copy_(-slope / max(n, 1))
+    losses.copy_(each.sum(1) / max(n, 1))
+    if n == 0:
+        stats.fill_(torch.nan)
+        return
+    columns = (values.mean(1), values.amin(1), values.amax(1), values.std(1, correction=0))
+    stats.copy_(torch.stack(columns, 1))

@@ -1,4 +1,4 @@
-"""The losses against loops by hand, and against exact gradients found by enumerating every action."""
+"""policy_terms: derivatives against autograd, and against exact gradients found by enumerating every action."""
 
 from __future__ import annotations
 
@@ -9,57 +9,57 @@ import pytest
 import torch
 from torch import Tensor
 
-from archer_fast.losses import double_critic_loss, kl_penalty, reinforce_loss, td_target
+from archer_fast.ops.linear_policy_loss import PolicyTerms, policy_terms
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_a_terminated_game_does_not_bootstrap_and_a_truncated_one_does() -> None:
-    rewards, next_value = torch.tensor([-1.0, -1.0, 2.0]), torch.tensor([10.0, 10.0, -4.0])
-    got = td_target(rewards, next_value, torch.tensor([True, False, False]), 0.5)
-    assert got.tolist() == [-1.0, 4.0, 0.0]
+def terms(
+    kind: str,
+    logprobs: Tensor,
+    advantages: Tensor,
+    ref_logprobs: Tensor | None = None,
+    *,
+    entropy: Tensor | None = None,
+    rollout_logprobs: Tensor | None = None,
+    kl_coef: float = 0.0,
+    entropy_coef: float = 0.0,
+) -> PolicyTerms:
+    entropy = torch.zeros_like(logprobs) if entropy is None else entropy
+    coefficients = [0.2, 0.3, 1.5, 4.0, kl_coef, entropy_coef]
+    return policy_terms(kind, logprobs, entropy, advantages, rollout_logprobs, ref_logprobs, coefficients)
 
 
-def test_what_follows_a_terminal_is_not_even_multiplied() -> None:
-    """0 * NaN is NaN: the value of a state that does not exist must not reach the target."""
-    got = td_target(torch.tensor([3.0]), torch.tensor([torch.nan]), torch.tensor([True]), 0.9)
-    assert got.tolist() == [3.0]
+def reinforce_loss(logprobs: Tensor, advantages: Tensor, num_actions: int) -> Tensor:
+    return terms("reinforce", logprobs, advantages).loss.sum() / num_actions
 
 
-def test_gamma_zero_is_the_reward_alone() -> None:
-    rewards = torch.tensor([1.0, -2.0])
-    assert torch.equal(td_target(rewards, torch.tensor([5.0, 6.0]), torch.tensor([False, False]), 0.0), rewards)
+def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, num_actions: int) -> Tensor:
+    """What kl_coef = 1 adds where nothing is to be gained."""
+    return terms("reinforce", logprobs, torch.zeros_like(logprobs), ref_logprobs, kl_coef=1.0).loss.sum() / num_actions
 
 
-def random_heads(n: int = 5) -> list[Tensor]:
+@pytest.mark.parametrize("kind", ["reinforce", "ppo_clip", "awr"])
+def test_the_derivatives_by_hand_are_those_of_autograd(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(2, n, generator=generator, dtype=torch.float64) for _ in range(4)]
+    logprobs, entropy, advantages, rollout, ref = torch.randn(5, 200, generator=generator, dtype=torch.float64)
+    logprobs.requires_grad_(), entropy.requires_grad_()
+    found = terms(
+        kind, logprobs, advantages, ref, entropy=entropy, rollout_logprobs=rollout, kl_coef=0.3, entropy_coef=0.2
+    )
+    wanted = torch.autograd.grad(found.loss.sum(), (logprobs, entropy))
+    assert found.grad_entropy is not None
+    torch.testing.assert_close(found.grad_logprobs, wanted[0])
+    torch.testing.assert_close(found.grad_entropy, wanted[1])
+    if kind == "ppo_clip":  # every case of the clip is among the 200
+        ratio = (logprobs - rollout).exp()
+        for sign in (1, -1):
+            ours = ratio[advantages * sign > 0]
+            assert min((ours < 0.8).sum(), (ours > 1.3).sum(), ((ours > 0.8) & (ours < 1.3)).sum()) > 0
 
 
-def test_critic_loss_is_the_sum_of_four_means() -> None:
-    q, v, q_target, v_target = random_heads()
-    got = double_critic_loss(q, v, q_target, v_target)
-    by_hand = [
-        sum((float(values[head, i]) - float(targets[head, i])) ** 2 for i in range(5)) / 5
-        for values, targets in ((q, q_target), (v, v_target))
-        for head in (0, 1)
-    ]
-    assert [got.q1.item(), got.q2.item(), got.v1.item(), got.v2.item()] == pytest.approx(by_hand, rel=1e-12)
-    assert got.loss.item() == pytest.approx(sum(by_hand), rel=1e-12)
-
-
-@pytest.mark.parametrize("other", [0, 1])
-def test_no_head_hears_of_the_other_heads_target(other: int) -> None:
-    """A minimum over heads, as in TD3, would couple them; the paper's pairs are independent."""
-
-    def gradients(shift: float) -> list[Tensor]:
-        q, v, q_target, v_target = random_heads()
-        q.requires_grad_(), v.requires_grad_()
-        q_target[other] += shift
-        v_target[other] += shift
-        return list(torch.autograd.grad(double_critic_loss(q, v, q_target, v_target).loss, [q, v]))
-
-    for before, after in zip(gradients(0.0), gradients(-100.0), strict=True):
-        assert torch.equal(before[1 - other], after[1 - other])
-        assert not torch.equal(before[other], after[other])
+def test_without_an_entropy_bonus_nothing_is_asked_of_the_entropy() -> None:
+    assert terms("reinforce", torch.zeros(2), torch.ones(2)).grad_entropy is None
 
 
 class TwoTokens:
@@ -112,12 +112,6 @@ def test_a_long_action_weighs_as_much_as_a_short_one() -> None:
     """The mean is over actions: two tokens of one action count for one."""
     logprobs = torch.tensor([-1.0, -2.0, -4.0])
     assert reinforce_loss(logprobs, torch.tensor([1.0, 1.0, -1.0]), 2).item() == -(-1.0 - 2.0 + 4.0) / 2
-
-
-def test_without_actions_both_losses_are_zero() -> None:
-    none = torch.zeros(0)
-    assert reinforce_loss(none, none, 0).item() == 0.0
-    assert kl_penalty(none, none, 0).item() == 0.0
 
 
 def test_the_penalty_is_zero_with_zero_gradient_where_policy_and_reference_agree() -> None:

@@ -1,0 +1,51 @@
+"""Options of the ops' benchmarks, and the one page that they print at the end and write where they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from page_sections import SECTIONS, SHOWN_HERE
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("benchmarks of the ops")
+    group.addoption("--ops-table", type=Path, metavar="FILE", help="write the page of the ops' benchmarks, as markdown")
+    group.addoption("--ops-sizes", choices=("full", "tiny"), default="full", help="tiny: to check that all of it runs")
+    group.addoption("--ops-seconds", type=float, default=8.0, help="how long to time one row (default 8)")
+    group.addoption("--ops-no-memory", action="store_true", help="do not start a process a row to see its memory")
+    group.addoption(
+        "--ops-rivals",
+        default="lm_head_rivals",
+        metavar="MODULE",
+        help="module whose RIVALS are compared on the lm_head; it must be importable",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[SECTIONS] = {}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_benchmark_group_stats() -> Iterator[None]:
+    groups = yield
+    kept = ((name, [b for b in marks if SHOWN_HERE not in b["extra_info"]]) for name, marks in groups)
+    return [(name, marks) for name, marks in kept if marks]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    makers = config.stash[SECTIONS]
+    if not makers:
+        return
+    from report_page import page
+
+    text = page([section for make in makers.values() for section in make()])
+    terminalreporter.write_sep("=", "ops")
+    terminalreporter.write_line(text)
+    path = config.getoption("--ops-table")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        terminalreporter.write_line(f"written to {path}")

@@ -1,0 +1,61 @@
+"""A candidate timed in turn with the floor that its ratio is of: what else the machine does meets both."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+MIN_ROUNDS, MAX_ROUNDS = 3, 200
+
+
+class Timing(NamedTuple):
+    seconds: float  # median
+    floor_seconds: float  # median
+    ratio: float  # median of the rounds' ratios
+    best_floor_seconds: float  # of the fastest round
+    best_ratio: float  # of the fastest rounds: what a busy machine disturbs least, where a round is a millisecond
+    rounds: int
+
+
+def seconds_of(function: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin
+
+
+def time_against(
+    benchmark: Any,
+    candidate: Callable[[], object],
+    floor: Callable[[], object],
+    *,
+    budget: float,
+    prepare: Callable[[], object] = lambda: None,
+    one_round: float | None = None,
+) -> Timing | None:
+    """Rounds of `prepare`, `floor`, `candidate` for about `budget` seconds; None under --benchmark-disable.
+
+    one_round: how long a round takes, where the caller knows; otherwise one is tried.
+    pytest-benchmark times the candidate, so its own files hold the same rounds.
+    """
+    floors: list[float] = []
+
+    def run() -> None:
+        candidate()  # its result is dropped here, not held while the next round runs
+
+    def setup() -> None:
+        prepare()
+        floors.append(seconds_of(floor))
+
+    if one_round is None:
+        setup()
+        one_round = seconds_of(run) + floors.pop()
+    rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, round(budget / one_round)))
+    benchmark.pedantic(run, setup=setup, rounds=rounds)
+    if benchmark.stats is None:
+        return None
+    times = benchmark.stats.stats.data
+    ratios = [t / f for t, f in zip(times, floors, strict=True)]
+    medians = map(statistics.median, (times, floors, ratios))
+    return Timing(*medians, min(floors), min(times) / min(floors), rounds)

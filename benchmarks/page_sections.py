@@ -1,0 +1,12 @@
+"""What the benchmarks of the ops leave behind for the page at the end of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+# By name of a module: makes its sections of the rows it collected. Not in conftest.py: tests/ has one of that name too.
+SECTIONS = pytest.StashKey[dict[str, Callable[[], tuple[Any, ...]]]]()
+SHOWN_HERE = "in_ops_page"  # key of extra_info: pytest-benchmark need not print a table of it as well

@@ -1,0 +1,95 @@
+"""The page that the benchmarks of the ops print and write: where it was measured, then a table for each subject."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+PEERS = ("liger-kernel", "cut-cross-entropy", "trl", "torchrl")
+
+
+class Section(NamedTuple):
+    title: str
+    note: str
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    num_text_columns: int  # on the left; numbers follow, right-aligned
+    has_remarks: bool = False  # the last column is text again
+
+
+def table(section: Section) -> str:
+    """Markdown that reads as a table in a terminal too."""
+    columns = list(zip(section.header, *section.rows, strict=True))
+    widths = [max(3, *map(len, column)) for column in columns]
+    last = len(columns) - 1
+    is_text = [i < section.num_text_columns or (section.has_remarks and i == last) for i in range(len(columns))]
+
+    def line(cells: Iterable[str]) -> str:
+        padded = (c.ljust(w) if text else c.rjust(w) for c, w, text in zip(cells, widths, is_text, strict=True))
+        return f"| {' | '.join(padded)} |"
+
+    rule = ("-" * w if text else "-" * (w - 1) + ":" for w, text in zip(widths, is_text, strict=True))
+    return "\n".join([line(section.header), line(rule), *map(line, section.rows)])
+
+
+def page(sections: Sequence[Section]) -> str:
+    parts = ["# Benchmarks of the ops", provenance()]
+    for section in sections:
+        parts += [f"## {section.title}", section.note, table(section)]
+    return "\n\n".join(parts) + "\n"
+
+
+def provenance() -> str:
+    """Machine, commit, command, date, versions."""
+    facts = {
+        "machine": f"{cpu_model()}, {os.cpu_count()} cores, {memory_gib():.0f} GiB, {platform.system()}",
+        "commit": commit(),
+        "command": command(),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        "peers": ", ".join(f"{name} {version(name)}" for name in PEERS),
+    }
+    return "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
+
+
+def cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def memory_gib() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def commit() -> str:
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = " with uncommitted changes" if git("status", "--porcelain") else ""
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + changed
+
+
+def command() -> str:
+    """As typed from the root of the repository."""
+    program = Path(sys.argv[0])
+    name = str(program.relative_to(ROOT)) if program.is_relative_to(ROOT) else program.name
+    return f"`{shlex.join([name, *sys.argv[1:]])}`"
+
+
+def version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
