@@ -113,6 +113,9 @@ class TrajectoryBuffer:
         truncated: _Bool,
     ) -> TrajectoryBuffer: ...
 
+def advise_huge_pages(data: int, bytes: int) -> None:
+    """csrc/huge_pages.h: advice for memory that is about to be written for the first time."""
+
 def simd_levels() -> tuple[str, ...]:
     """What this machine can run, best first, e.g. ("avx512", "avx2", "baseline"); `simd` is one of them or "auto"."""
 

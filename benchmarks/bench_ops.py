@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+import statistics
 import time
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import pytest
-from interleaved import time_against
+from interleaved import seconds_in_turn, time_against
 from lm_head_case import (
     FRACTIONS,
     SHAPES,
@@ -36,6 +37,7 @@ from peak_memory import extra_bytes_in_fresh_process
 pytestmark = pytest.mark.filterwarnings("default")
 
 WRONG_FROM = 1e-4  # float32 on these shapes is right to some 1e-6
+SHARE_ROUNDS = 5
 SAME_SPEED = 1.2  # a setting this much slower than the fastest in one call is not tried again
 
 
@@ -112,6 +114,26 @@ def timed_answer(solver: Solver, case: Case, work: Work) -> tuple[Solution, floa
     return answer, time.perf_counter() - begin
 
 
+def share_of_all_rows(solver: Solver, case: Case, work: Work) -> float:
+    """Time for the case's rows over that for every row, in rounds that alternate."""
+    every = every_row(case.shape)
+
+    def clear() -> None:
+        case.clear_gradients()
+        every.clear_gradients()
+
+    some, all_ = seconds_in_turn(
+        lambda: solve(solver, case, work), lambda: solve(solver, every, work), rounds=SHARE_ROUNDS, prepare=clear
+    )
+    clear()
+    return statistics.median(s / a for s, a in zip(some, all_, strict=True))
+
+
+@functools.lru_cache(maxsize=1)
+def every_row(shape: Shape) -> Case:
+    return make_case(shape, 1.0)
+
+
 def test_lm_head(
     benchmark: Any,
     rows: list[OpsRow],
@@ -139,6 +161,8 @@ def test_lm_head(
         prepare=case.clear_gradients,
         one_round=2 * chosen.seconds,  # the floor is not slower
     )
+    if timing is not None and rival.is_ours and fraction != 1.0:
+        row.of_all_rows = share_of_all_rows(chosen.solver, case, work)
     case.clear_gradients()
     row.setting = chosen.setting
     if timing is not None:

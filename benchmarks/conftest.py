@@ -14,7 +14,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("benchmarks of the ops")
     group.addoption("--ops-table", type=Path, metavar="FILE", help="write the page of the ops' benchmarks, as markdown")
     group.addoption("--ops-sizes", choices=("full", "tiny"), default="full", help="tiny: to check that all of it runs")
-    group.addoption("--ops-seconds", type=float, default=8.0, help="how long to time one row (default 8)")
+    group.addoption("--ops-seconds", type=float, default=5.0, help="how long to time one row (default 5)")
     group.addoption("--ops-no-memory", action="store_true", help="do not start a process a row to see its memory")
     group.addoption(
         "--ops-rivals",

@@ -14,8 +14,8 @@ class Timing(NamedTuple):
     seconds: float  # median
     floor_seconds: float  # median
     ratio: float  # median of the rounds' ratios
-    best_floor_seconds: float  # of the fastest round
-    best_ratio: float  # of the fastest rounds: what a busy machine disturbs least, where a round is a millisecond
+    best_seconds: float  # of the fastest round, which a busy machine disturbs least
+    best_floor_seconds: float
     rounds: int
 
 
@@ -58,4 +58,14 @@ def time_against(
     times = benchmark.stats.stats.data
     ratios = [t / f for t, f in zip(times, floors, strict=True)]
     medians = map(statistics.median, (times, floors, ratios))
-    return Timing(*medians, min(floors), min(times) / min(floors), rounds)
+    return Timing(*medians, min(times), min(floors), rounds)
+
+
+def seconds_in_turn(*functions: Callable[[], object], rounds: int, prepare: Callable[[], object]) -> list[list[float]]:
+    """Each function's times, `prepare` run before every call; a first round does not count."""
+    times: list[list[float]] = [[] for _ in functions]
+    for _ in range(rounds + 1):
+        for column, function in zip(times, functions, strict=True):
+            prepare()
+            column.append(seconds_of(function))
+    return [column[1:] for column in times]

@@ -21,7 +21,7 @@ weight both. Where a setting decides a rival's speed, it runs with the fastest o
 - x floor: median ratio to rounds of the floor that alternate with the rival's. The floor is bare `torch.mm` of whole
   matrices into memory that is there already: one product to score, three (logits, dHidden, dWeight) for loss and
   backward. A chunk loop may beat a product of whole matrices on a CPU: a ratio below 1 is possible.
-- of all rows: time over that of the same rival on every row.
+- of all rows: time over that of the same rival on every row (ours: median ratio of rounds in turn; others: medians).
 - extra MB: what the resident set of a fresh process grows by at its peak, beyond inputs and gradients (VmHWM, set back
   after a first call, so without what the first call leaves behind: code, thread pools, buffers of the maths library).
 - errors: 2-norm of the difference to float64 over that of float64; of gradients the larger of hidden's and weight's."""
@@ -58,6 +58,7 @@ class OpsRow:
     floor_seconds: float | None = None
     ratio: float | None = None
     rounds: int | None = None
+    of_all_rows: float | None = None  # by rounds in turn; None: by medians
     extra_bytes: int | None = None
     logprob_error: float | None = None
     gradient_error: float | None = None
@@ -78,8 +79,8 @@ def ops_section(rows: list[OpsRow]) -> Section:
 
 
 def _cells(row: OpsRow, whole_seconds: float | None) -> tuple[str, ...]:
-    of_all = None
-    if row.fraction != 1.0 and row.seconds is not None and whole_seconds is not None:
+    of_all = row.of_all_rows
+    if of_all is None and row.fraction != 1.0 and row.seconds is not None and whole_seconds is not None:
         of_all = row.seconds / whole_seconds
     return (
         WORK_NAMES[row.work],

@@ -83,7 +83,7 @@ def commit() -> str:
 
 def command() -> str:
     """As typed from the root of the repository."""
-    program = Path(sys.argv[0])
+    program = Path(sys.argv[0]).absolute()
     name = str(program.relative_to(ROOT)) if program.is_relative_to(ROOT) else program.name
     return f"`{shlex.join([name, *sys.argv[1:]])}`"
 

@@ -20,6 +20,7 @@
 
 #include "concat.h"
 #include "critic_loss.h"
+#include "huge_pages.h"
 #include "row_softmax.h"
 #include "segment_scan.h"
 #include "simd_level.h"
@@ -361,6 +362,9 @@ void lose_critic(Address values, Address targets, std::int64_t n, const std::str
 
 void bind_kernels(py::module_& module) {
   module.def("simd_levels", &simd_names);
+  module.def(
+      "advise_huge_pages", [](Address data, std::size_t bytes) { advise_huge_pages(at<void>(data), bytes); }, "data"_a,
+      "bytes"_a);
   module.def("softmax_update", &update_softmax, "logits"_a, "row_stride"_a, "n"_a, "v"_a, "first_column"_a,
              "target_ids"_a, "inv_temperature"_a, "softcap"_a, "state"_a, "threads"_a, "simd"_a);
   module.def("softmax_backward", &differentiate_softmax, "logits"_a, "row_stride"_a, "n"_a, "v"_a, "target_ids"_a,

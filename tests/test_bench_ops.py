@@ -114,7 +114,7 @@ def test_one_command_prints_and_writes_the_page(tmp_path: Path) -> None:
 
     assert len(counted) == 18 and all(float(row["H100 SXM ms at least"]) > 0 for row in counted)
     timed = {(row["tokens"], row["who"]): row for row in scans if row["ms"]}
-    assert float(timed["32 x 128", "ops.segment_scan"]["share of bandwidth"].rstrip("%")) > 0
+    assert float(timed["32 x 128", "ops.segment_scan"]["of memory"].rstrip("%")) > 0
     assert float(timed["1 x 4,096", "ops.segment_scan"]["error"]) < 1e-5
     assert "timed on 1/100, scaled" in timed["32 x 128", "Python loop over tokens"]["remarks"]
     # Powers beyond float32: refused, and said.

@@ -110,6 +110,13 @@ def critic_loss(
     )
 
 
+def empty_in_huge_pages(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Uninitialised, its first touch cheap: page faults are a twentieth of the time of a loss with a big gradient."""
+    made = like.new_empty(shape, dtype=dtype)
+    _C.advise_huge_pages(made.data_ptr(), made.nbytes)
+    return made
+
+
 def _address(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> int:
     """Where the elements lie; the caller's tensor keeps them alive, so it may not be a temporary."""
     assert tensor.device.type == "cpu" and tensor.dtype == dtype, (tensor.device, tensor.dtype)

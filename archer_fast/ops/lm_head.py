@@ -92,7 +92,8 @@ class ChunkLoop:
         self.column_block = COLUMN_BLOCK if device == "cpu" else vocab
         width = vocab if whole_rows else min(vocab, self.column_block)
         self.chunk_rows = _chunk_rows(self.num_rows, width * self.dtype.itemsize, device)
-        self.work = hidden.new_empty((min(self.num_rows, self.chunk_rows), width), dtype=self.dtype)
+        empty = self.kernels.empty_in_huge_pages if head.impl == "cpu" else _empty
+        self.work = empty(hidden, (min(self.num_rows, self.chunk_rows), width), self.dtype)
         # A GPU's row kernel writes half-precision gradients itself, into memory that is not its input's.
         split = head.impl == "triton" and hidden.dtype != self.dtype and whole_rows
         self.dlogits_work = self.work.new_empty(self.work.shape, dtype=hidden.dtype) if split else self.work
@@ -101,8 +102,9 @@ class ChunkLoop:
         make = hidden.new_empty if head.rows is None else hidden.new_zeros
         self.d_hidden = make(hidden.shape) if needs[0] else None
         # Sums over chunks are kept in float32: in bfloat16 a long sum stops growing. The first chunk writes.
-        make = weight.new_empty if self.num_rows else weight.new_zeros
-        self.d_weight = make(weight.shape, dtype=self.dtype) if needs[1] else None
+        self.d_weight = empty(weight, tuple(weight.shape), self.dtype) if needs[1] else None
+        if self.d_weight is not None and self.num_rows == 0:
+            self.d_weight.zero_()
         self.d_bias = weight.new_zeros(vocab, dtype=self.dtype) if needs[2] else None
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
@@ -207,6 +209,10 @@ def _chunk_rows(num_rows: int, row_bytes: int, device: str) -> int:
     num_chunks = max(1, -(-num_rows // limit))
     even = -(-num_rows // num_chunks)
     return max(1, min(limit, -(-even // 8) * 8))
+
+
+def _empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return like.new_empty(shape, dtype=dtype)
 
 
 def _finish(state: Tensor) -> Scores:
