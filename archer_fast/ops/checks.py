@@ -16,11 +16,8 @@ def check_operands(
     hidden: Tensor, weight: Tensor, target_ids: Tensor, rows: Tensor | None, bias: Tensor | None, softcap: float | None
 ) -> int:
     """The number of scored rows; ValueError or TypeError unless the operands fit one another."""
-    if hasattr(weight, "full_tensor"):
-        raise TypeError(
-            "weight: wanted a plain tensor, got a DTensor; gather it with weight.full_tensor(), or score this rank's "
-            "rows against the whole vocabulary"
-        )
+    for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias), ("target_ids", target_ids), ("rows", rows)):
+        check_plain(name, x)
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"hidden, weight: wanted [T, H] and [V, H], got {shape(hidden)} and {shape(weight)}")
     if weight.shape[0] == 0:
@@ -28,18 +25,28 @@ def check_operands(
     for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         if x is not None and (x.dtype not in _FLOATS or x.dtype != hidden.dtype):
             raise TypeError(f"{name}: wanted a float tensor of hidden's dtype, got {x.dtype} beside {hidden.dtype}")
-    num_rows = hidden.shape[0] if rows is None else rows.shape[0]
     check_ids("rows", rows)
     check_ids("target_ids", target_ids)
+    num_rows = hidden.shape[0] if rows is None else rows.shape[0]
     if target_ids.shape != (num_rows,):
         raise ValueError(f"target_ids: wanted one a scored row ({num_rows}), got {shape(target_ids)}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias: wanted [V] = ({weight.shape[0]},), got {shape(bias)}")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap: wanted a number above 0 or None, got {softcap}")
+    if softcap is not None and not 0 < softcap < float("inf"):
+        raise ValueError(f"softcap: wanted a finite number above 0 or None, got {softcap}")
     for name, x in (("weight", weight), ("target_ids", target_ids), ("rows", rows), ("bias", bias)):
         check_device(name, x, hidden)
     return num_rows
+
+
+def check_plain(name: str, x: object) -> None:
+    if x is not None and not isinstance(x, Tensor):
+        raise TypeError(f"{name}: wanted a tensor, got {type(x).__name__}")
+    if hasattr(x, "full_tensor"):
+        raise TypeError(
+            f"{name}: wanted a plain tensor, got a DTensor; gather it with full_tensor(), or score this rank's rows "
+            "against the whole vocabulary"
+        )
 
 
 def check_ids(name: str, ids: Tensor | None) -> None:
@@ -60,6 +67,7 @@ def check_per_row(name: str, x: Tensor | None, num_rows: int, hidden: Tensor) ->
     """One number a scored row, no gradient asked."""
     if x is None:
         return
+    check_plain(name, x)
     if x.shape != (num_rows,):
         raise ValueError(f"{name}: wanted one a scored row ({num_rows}), got {shape(x)}")
     if not x.dtype.is_floating_point:
@@ -77,8 +85,8 @@ def inverse_temperature(temperature: float | Tensor, num_rows: int, hidden: Tens
             temperature = temperature.expand(num_rows)
         check_per_row("temperature", temperature, num_rows, hidden)
         return temperature.to(dtype).reciprocal()
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature: wanted a finite number above 0, or one a scored row, got {temperature}")
+    if not isinstance(temperature, (int, float)) or not 1e-30 < temperature < float("inf"):
+        raise ValueError(f"temperature: wanted a finite number above 0, or one a scored row, got {temperature!r}")
     return hidden.new_full((num_rows,), 1 / temperature, dtype=dtype)
 
 

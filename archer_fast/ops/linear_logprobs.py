@@ -87,7 +87,7 @@ def _op(
     check_values(target_ids, weight.shape[0], rows, hidden.shape[0], inv_temperature)
     record(_NAME, impl)
     with without_autocast(hidden.device):
-        head = LmHead(hidden, weight, target_ids, rows, bias, inv_temperature, softcap, impl)  # type: ignore[arg-type]
+        head = LmHead.of(hidden, weight, target_ids, rows, bias, inv_temperature, softcap, impl)
         return score(head, scoring_only)
 
 
@@ -118,7 +118,7 @@ def _backward_op(
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     record(f"{_NAME}_backward", impl)
-    head = LmHead(hidden, weight, target_ids, rows, bias, inv_temperature, softcap, impl)  # type: ignore[arg-type]
+    head = LmHead.of(hidden, weight, target_ids, rows, bias, inv_temperature, softcap, impl)
     with without_autocast(hidden.device):
         loop = ChunkLoop(head, needs=(needs[0], needs[1], needs[2]))
         for chunk, states in loop.chunks():

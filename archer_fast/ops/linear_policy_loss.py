@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from archer_fast.ops.checks import check_operands, check_per_row, check_values, inverse_temperature
 from archer_fast.ops.choice import Impl, choose_impl, record
@@ -63,7 +64,7 @@ def linear_policy_loss(
     awr_max_weight: float = 20.0,
     kl_coef: float = 0.0,
     entropy_coef: float = 0.0,
-    num_actions: float | None = None,
+    num_actions: int | None = None,
     bias: Tensor | None = None,
     temperature: float | Tensor = 1.0,
     softcap: float | None = None,
@@ -82,7 +83,8 @@ def linear_policy_loss(
     is an unbiased estimate of that of each token's KL(pi || ref), the prefix taken as given.
 
     The gradient is kept from forward to backward: [T, H] and, where the weight is trained, [V, H], which is scaled in
-    place by what comes from above, so autograd refuses a second backward through the same call (retain_graph=True).
+    place by what comes from above, so that a second backward through the same call (retain_graph=True) is refused.
+    Differentiable once, in reverse mode.
 
     Args (those of `linear_logprobs` mean the same here):
         advantages: [N], one a scored token; no gradient flows into them.
@@ -107,8 +109,13 @@ def linear_policy_loss(
         raise ValueError(
             f"clip_low, clip_high: wanted 0 <= clip_low <= 1 and 0 <= clip_high, got {clip_low}, {clip_high}"
         )
-    if num_actions is not None and not num_actions > 0:
-        raise ValueError(f"num_actions: wanted a number above 0 or None, got {num_actions}")
+    if num_actions is not None and (not isinstance(num_actions, (int, torch.SymInt)) or num_actions < 1):
+        raise ValueError(f"num_actions: wanted an integer above 0 or None, got {num_actions}")
+    for name, number in (("kl_coef", kl_coef), ("entropy_coef", entropy_coef), ("awr_beta", awr_beta)):
+        if not abs(number) < float("inf") or (name == "kl_coef" and number < 0):
+            raise ValueError(
+                f"{name}: wanted a finite number{', 0 or more' if name == 'kl_coef' else ''}, got {number}"
+            )
     if not awr_max_weight > 0:
         raise ValueError(f"awr_max_weight: wanted a number above 0, got {awr_max_weight}")
 
@@ -116,7 +123,6 @@ def linear_policy_loss(
     needs = [wants and hidden.requires_grad, wants and weight.requires_grad, False]
     needs[2] = wants and bias is not None and bias.requires_grad
     dtype = accumulation_dtype(hidden.dtype)
-    scale = 1 / max(num_rows, 1) if num_actions is None else 1 / num_actions
     loss, logprobs, entropy, *_ = _op(
         hidden,
         weight,
@@ -130,12 +136,13 @@ def linear_policy_loss(
         softcap,
         kind,
         [clip_low, clip_high, awr_beta, awr_max_weight, kl_coef, entropy_coef],
-        scale,
+        num_actions,
         needs,
         choose_impl(impl, hidden),
     )
     with torch.no_grad():
-        policy_loss = loss.detach() + scale * entropy_coef * entropy.sum()
+        n = _divisor(num_actions, target_ids)
+        policy_loss = loss.detach() + entropy_coef * entropy.sum() / n
         ratio = clip_fraction = approx_kl = ref_kl = None
         if rollout_logprobs is not None:
             log_ratio = logprobs - rollout_logprobs
@@ -144,7 +151,9 @@ def linear_policy_loss(
             clip_fraction = ((r < 1 - clip_low) | (r > 1 + clip_high)).to(r.dtype).mean()
         if ref_logprobs is not None:
             k2 = 0.5 * (logprobs - ref_logprobs).square()
-            policy_loss, ref_kl = policy_loss - scale * kl_coef * k2.sum(), k2.mean()
+            ref_kl = k2.mean()
+            if kl_coef != 0:
+                policy_loss = policy_loss - kl_coef * k2.sum() / n
     metrics = PolicyMetrics(policy_loss, ratio, clip_fraction, approx_kl, ref_kl)
     return LinearPolicyLoss(loss, logprobs, entropy, metrics)
 
@@ -165,7 +174,7 @@ def policy_terms(
     clip_low, clip_high, awr_beta, awr_max_weight, kl_coef, entropy_coef = coefficients
     if kind == "ppo_clip":
         assert rollout_logprobs is not None
-        ratio = (logprobs - rollout_logprobs).exp()
+        ratio = torch.where(advantages == 0, 1.0, (logprobs - rollout_logprobs).exp())  # 0 * inf has no say either
         plain, clipped = ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
         loss = -torch.minimum(plain, clipped)
         # Where the clipped branch is the smaller, moving the policy changes nothing.
@@ -200,14 +209,17 @@ def _op(
     softcap: float | None,
     kind: str,
     coefficients: list[float],
-    scale: float,
+    num_actions: int | None,
     needs: list[bool],
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """loss, logprobs, entropy, and the gradients of loss in hidden, weight, bias."""
+    """loss, logprobs, entropy, and the gradients of n times the loss in hidden, weight, bias.
+
+    n times: divided before they are rounded to half precision, they would lose digits to underflow.
+    """
     check_values(target_ids, weight.shape[0], rows, hidden.shape[0], inv_temperature)
     record(_NAME, impl)
-    head = LmHead(hidden, weight, target_ids, rows, bias, inv_temperature, softcap, impl)  # type: ignore[arg-type]
+    head = LmHead.of(hidden, weight, target_ids, rows, bias, inv_temperature, softcap, impl)
 
     def terms(chunk: slice, logprobs: Tensor, entropy: Tensor) -> PolicyTerms:
         rollout = None if rollout_logprobs is None else rollout_logprobs[chunk]
@@ -223,10 +235,9 @@ def _op(
             logprobs[chunk], entropy[chunk] = scores.logprobs, scores.entropy
             if any(needs):
                 _, grad_logprobs, grad_entropy = terms(chunk, scores.logprobs, scores.entropy)
-                grad_entropy = None if grad_entropy is None else scale * grad_entropy
-                loop.backward(chunk, states, scores, scale * grad_logprobs, grad_entropy, None)
-        loss = scale * terms(slice(None), logprobs, entropy).loss.sum()
-        return loss, logprobs, entropy, *loop.gradients()
+                loop.backward(chunk, states, scores, grad_logprobs, grad_entropy, None)
+        loss = terms(slice(None), logprobs, entropy).loss.sum() / _divisor(num_actions, target_ids)
+        return loss, logprobs, entropy, *loop.gradients(keep_sums=True)
 
 
 @_op.register_fake
@@ -235,34 +246,43 @@ def _(
 ) -> Any:
     loss = hidden.new_empty((), dtype=accumulation_dtype(hidden.dtype))
     logprobs, entropy = (loss.new_empty(target_ids.shape) for _ in range(2))
-    return loss, logprobs, entropy, *gradient_like(hidden, weight, bias, rest[-2])
+    return loss, logprobs, entropy, *gradient_like(hidden, weight, bias, rest[-2], keep_sums=True)
+
+
+def _divisor(num_actions: int | None, target_ids: Tensor) -> int:
+    return max(target_ids.shape[0], 1) if num_actions is None else num_actions
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[3:])
+    ctx.dtype, ctx.num_actions = inputs[0].dtype, _divisor(inputs[12], inputs[2])
+    ctx.is_spent = False
 
 
+@once_differentiable
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    d_hidden, d_weight, d_bias = ctx.saved_tensors
     out: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
     if grad_loss is None:
         return tuple(out)
+    if ctx.is_spent:
+        raise RuntimeError(
+            "linear_policy_loss: the gradient of weight was handed out by an earlier backward; call the op once more "
+            "instead of keeping its graph (retain_graph=True)"
+        )
+    d_hidden, d_weight, d_bias = ctx.saved_tensors
+    factor = grad_loss / ctx.num_actions  # 0-dim float32: a product with it does not leave half precision's range early
     if ctx.needs_input_grad[0]:
-        out[0] = d_hidden * grad_loss.to(d_hidden.dtype)
+        out[0] = d_hidden * factor
     if ctx.needs_input_grad[1]:
-        out[1] = _scaled(d_weight, grad_loss)
+        # In place: a second [V, H] would double what the gradient takes. Traced, the compiler plans memory itself.
+        is_eager = type(d_weight) is Tensor
+        ctx.is_spent = is_eager
+        out[1] = (d_weight.mul_(factor) if is_eager else d_weight * factor).to(ctx.dtype)
     if ctx.needs_input_grad[5]:
-        out[5] = d_bias * grad_loss.to(d_bias.dtype)
+        out[5] = (d_bias * factor).to(ctx.dtype)
     return tuple(out)
-
-
-def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
-    """gradient * factor, in place: a second [V, H] would double what it takes. A CPU spares itself the factor 1."""
-    if type(gradient) is not Tensor:  # traced: the compiler plans memory, and wants no mutation here
-        return gradient * factor.to(gradient.dtype)
-    return gradient.mul_(factor) if factor.is_cuda or factor != 1 else gradient
 
 
 torch.library.register_autograd("archer_fast::linear_policy_loss", _backward, setup_context=_setup_context)

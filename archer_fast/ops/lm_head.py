@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from archer_fast.ops.choice import Impl, load_kernels
+from archer_fast.ops.choice import load_kernels
 
 # Logits alive at a time; on a GPU half as much again for their half-precision gradient. On a CPU an op may take 64 MB
 # in all; on a GPU it takes a product of about a thousand rows to fill the card, and so this much for 152k columns.
@@ -21,7 +21,7 @@ COLUMN_BLOCK = 2048
 
 
 class LmHead(NamedTuple):
-    """The operands that every op on the vocabulary shares. Contiguity is asked of none of them."""
+    """The operands that every op on the vocabulary shares; `of` makes the row kernels' own contiguous."""
 
     hidden: Tensor  # [T, H]
     weight: Tensor  # [V, H], dtype of hidden
@@ -30,7 +30,22 @@ class LmHead(NamedTuple):
     bias: Tensor | None  # [V]
     inv_temperature: Tensor  # [N] float32 (float64 where hidden is)
     softcap: float | None
-    impl: Impl
+    impl: str
+
+    @classmethod
+    def of(
+        cls,
+        hidden: Tensor,
+        weight: Tensor,
+        target_ids: Tensor,
+        rows: Tensor | None,
+        bias: Tensor | None,
+        inv_temperature: Tensor,
+        softcap: float | None,
+        impl: str,
+    ) -> LmHead:
+        rows = None if rows is None else rows.contiguous()
+        return cls(hidden, weight, target_ids.contiguous(), rows, bias, inv_temperature.contiguous(), softcap, impl)
 
 
 class Scores(NamedTuple):
@@ -54,11 +69,19 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def gradient_like(hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: list[bool]) -> Gradients:
-    """Uninitialised gradients (for fake kernels); `needs`: of hidden, weight, bias."""
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What holds a sum over rows that is still to be divided: float16 would overflow at 65504."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def gradient_like(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: list[bool], *, keep_sums: bool = False
+) -> Gradients:
+    """Uninitialised, as `ChunkLoop.gradients` gives them (for fake kernels); `needs`: of hidden, weight, bias."""
+    dtype = sum_dtype(hidden.dtype) if keep_sums else hidden.dtype
     d_hidden, d_weight, d_bias = (
-        x.new_empty(x.shape, dtype=hidden.dtype) if need and x is not None else hidden.new_empty(0)
-        for x, need in zip((hidden, weight, bias), needs, strict=True)
+        x.new_empty(x.shape, dtype=wanted) if need and x is not None else hidden.new_empty(0)
+        for x, need, wanted in zip((hidden, weight, bias), needs, (hidden.dtype, dtype, dtype), strict=True)
     )
     return Gradients(d_hidden, d_weight, d_bias)
 
@@ -117,7 +140,9 @@ class ChunkLoop:
     def scores(self, chunk: slice, hidden: Tensor) -> Scores:
         """Scores of a chunk; its logits stay behind in `work` if that holds whole rows."""
         state = self.work.new_empty((hidden.shape[0], 4))
-        state.copy_(state.new_tensor([-torch.inf, 0.0, 0.0, torch.nan]))
+        state.zero_()  # filled on the device: a tensor made of numbers would be copied there, and waited for
+        state[:, 0].fill_(-torch.inf)
+        state[:, 3].fill_(torch.nan)
         target_ids, inv_temperature = self.head.target_ids[chunk], self.head.inv_temperature[chunk]
         for first_column, tile in self._logits(hidden):
             self.kernels.softmax_update(tile, first_column, target_ids, inv_temperature, self.head.softcap, state)
@@ -148,9 +173,9 @@ class ChunkLoop:
             scores.row_max,
             scores.log_sum,
             scores.entropy,
-            grad_logprobs,
-            grad_entropy,
-            grad_lse,
+            grad_logprobs.contiguous(),
+            None if grad_entropy is None else grad_entropy.contiguous(),
+            None if grad_lse is None else grad_lse.contiguous(),
             dlogits,
         )
         if self.d_bias is not None:
@@ -165,12 +190,13 @@ class ChunkLoop:
         if self.d_weight is not None:
             _add_product(self.d_weight, dlogits.T, hidden, is_first=chunk.start == 0)
 
-    def gradients(self) -> Gradients:
-        """The sums, in the operands' dtype; every tensor of its own, as an op's outputs must be."""
+    def gradients(self, *, keep_sums: bool = False) -> Gradients:
+        """In the operands' dtype, or as `sum_dtype` says; every tensor of its own, as an op's outputs must be."""
         hidden = self.head.hidden
+        dtype = sum_dtype(hidden.dtype) if keep_sums else hidden.dtype
         d_hidden, d_weight, d_bias = (
-            hidden.new_empty(0) if d is None else d.to(hidden.dtype)
-            for d in (self.d_hidden, self.d_weight, self.d_bias)
+            hidden.new_empty(0) if d is None else d.to(wanted)
+            for d, wanted in ((self.d_hidden, hidden.dtype), (self.d_weight, dtype), (self.d_bias, dtype))
         )
         return Gradients(d_hidden, d_weight, d_bias)
 
@@ -189,12 +215,16 @@ class ChunkLoop:
 
 
 def under_autocast(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The operands in the dtype that autocast gives matrix products on this device, if it is on."""
+    """The operands in the dtype that autocast gives matrix products on this device, if it is on; it leaves float64."""
     device = hidden.device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return hidden, weight, bias
     dtype = torch.get_autocast_dtype(device)
-    return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+    def cast(x: Tensor) -> Tensor:
+        return x.to(dtype) if x.dtype in (torch.float32, torch.bfloat16, torch.float16) else x
+
+    return cast(hidden), cast(weight), None if bias is None else cast(bias)
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
@@ -247,7 +277,8 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, is_first: bool) -> 
         torch.addmm(total, left, right, beta=beta, out=total)
     elif total.is_cuda:
         torch.addmm(total, left, right, out_dtype=total.dtype, beta=beta, out=total)
-    elif is_first:
-        total.copy_(left @ right)
     else:
-        total += left @ right
+        for start in range(0, total.shape[0], COLUMN_BLOCK):  # a whole product would be a third [V, H]
+            block = slice(start, start + COLUMN_BLOCK)
+            part = left[block] @ right
+            total[block] = part if is_first else total[block] + part

@@ -211,6 +211,35 @@ def test_views_of_any_stride(impl: Any, pieces: str) -> None:
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
 
 
+def test_ids_of_any_stride(impl: Any, pieces: str) -> None:
+    """A column of a padded batch, one id for all: what lies between them in memory is not read."""
+    hidden, weight, target_ids = problem(12)
+    batch = torch.stack([target_ids, torch.full_like(target_ids, 10**9)], 1)
+    strided, one = batch[:, 0], target_ids[:1].expand(12)
+    temperature = torch.stack([torch.full((12,), 0.5), torch.full((12,), torch.nan)], 1)[:, 0]
+    assert not strided.is_contiguous() and not one.is_contiguous() and not temperature.is_contiguous()
+    for ids in (strided, one):
+        rows = batch[:, 0] % 12
+        got = linear_logprobs(hidden, weight, ids, rows=rows, temperature=temperature, impl=impl).logprobs
+        wanted = plain(hidden.double()[rows], weight.double(), ids, 0.5)[0]
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
+        found, exact = torch.autograd.grad(got.sum(), hidden)[0], torch.autograd.grad(wanted.sum(), hidden)[0]
+        torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-5)
+
+
+def test_autocast_leaves_float64_alone() -> None:
+    hidden, weight, target_ids = problem(5)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = linear_logprobs(hidden.double(), weight.double(), target_ids).logprobs
+    assert torch.equal(inside, linear_logprobs(hidden.double(), weight.double(), target_ids).logprobs)
+
+
+def test_meta_tensors_tell_shapes() -> None:
+    hidden, weight, target_ids = (x.detach().to("meta") for x in problem(5))
+    out = linear_logprobs(hidden, weight, target_ids, return_entropy=True)
+    assert out.logprobs.is_meta and out.logprobs.shape == (5,) and out.logprobs.dtype == torch.float32
+
+
 def test_nothing_of_n_by_v_is_allocated(cpu_impl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest tensor made, forward and backward, is a chunk: seen by a spy on every allocation."""
     monkeypatch.setattr(lm_head, "CHUNK_BYTES", {"cpu": 16 * 4 * V})
@@ -383,8 +412,15 @@ class Sharded(Tensor):
         ({"temperature": torch.tensor([1.0, 1, 0, 1])}, ValueError, "temperature: wanted finite numbers above 0"),
         ({"temperature": torch.tensor([1.0, 1, -2, 1])}, ValueError, "temperature: wanted finite numbers above 0"),
         ({"temperature": torch.ones(4, requires_grad=True)}, ValueError, "temperature: no gradient is computed"),
+        ({"temperature": "hot"}, ValueError, "temperature: wanted a finite number above 0.* got 'hot'"),
+        ({"temperature": 1e-40}, ValueError, "temperature: wanted a finite number above 0.* got 1e-40"),
+        ({"softcap": math.inf}, ValueError, "softcap: wanted a finite number above 0 or None, got inf"),
+        ({"target_ids": [0, 1, 2, 3]}, TypeError, "target_ids: wanted a tensor, got list"),
+        ({"rows": torch.tensor(3)}, ValueError, r"rows: wanted one dimension, got \(\)"),
+        ({"hidden": torch.zeros(4, 3).as_subclass(Sharded)}, TypeError, "hidden: wanted a plain tensor, got a DTensor"),
+        ({"weight": torch.zeros(5, 3, device="meta")}, ValueError, "weight: wanted cpu, where hidden is, got meta"),
         ({"bias": torch.zeros(4)}, ValueError, r"bias: wanted \[V\] = \(5,\), got \(4,\)"),
-        ({"softcap": 0.0}, ValueError, r"softcap: wanted a number above 0 or None, got 0\.0"),
+        ({"softcap": 0.0}, ValueError, r"softcap: wanted a finite number above 0 or None, got 0\.0"),
         ({"target_ids": torch.tensor([0, 1, 2, 5])}, ValueError, r"target_ids: wanted values in \[0, 5\), got 0 .. 5"),
         ({"target_ids": torch.tensor([0, 1, 2, -1])}, ValueError, r"target_ids: wanted .* got -1 .. 2"),
         ({"rows": torch.tensor([0, 1, 2, 4])}, ValueError, r"rows: wanted values in \[0, 4\), got 0 .. 4"),

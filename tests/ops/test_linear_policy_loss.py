@@ -243,15 +243,68 @@ def test_one_side_frozen(impl: Any, pieces: str, trained: int) -> None:
 
 
 def test_the_weights_gradient_is_handed_out_once() -> None:
-    inputs = problem(5)
-    loss = linear_policy_loss(*inputs, per_row(5, 2)).loss
-    (2 * loss).backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
+    for factor in (1, 2):
+        inputs = problem(5)
+        loss = linear_policy_loss(*inputs, per_row(5, 2)).loss
+        (factor * loss).backward(retain_graph=True)
+        with pytest.raises(
+            RuntimeError, match="linear_policy_loss: the gradient of weight was handed out by an earlier"
+        ):
+            loss.backward()
     inputs[1].requires_grad_(False)
     loss = linear_policy_loss(*inputs, per_row(5, 2)).loss
     first, second = (torch.autograd.grad(2 * loss, inputs[0], retain_graph=True)[0] for _ in range(2))
-    assert torch.equal(first, second)
+    assert torch.equal(first, second) and first.data_ptr() != second.data_ptr()
+
+
+def test_second_derivatives_are_refused() -> None:
+    hidden, weight, target_ids = problem(4)
+    loss = linear_policy_loss(hidden, weight.detach(), target_ids, per_row(4, 2)).loss
+    (gradient,) = torch.autograd.grad(loss**2, hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_float16_under_a_loss_scale_keeps_its_digits(impl: Any) -> None:
+    """Divided by 4096 actions before they are rounded, most gradients would underflow; 2^16 itself is not float16."""
+    hidden, weight, target_ids = (x.detach() for x in problem(63))
+    hidden, weight = hidden.half().requires_grad_(), weight.half().requires_grad_()
+    advantages = per_row(63, 2)
+    settings: dict[str, Any] = {"kind": "reinforce", "num_actions": 4096}
+    out = linear_policy_loss(hidden, weight, target_ids, advantages, impl=impl, **settings)
+    losses = [out.loss]
+    losses += [
+        plain_loss(*plain(h, w, target_ids)[:2], advantages, **settings)
+        for h, w in ((hidden, weight), (hidden.double(), weight.double()))
+    ]
+    gradients = [torch.autograd.grad(loss * 2.0**16, (hidden, weight)) for loss in losses]
+    for found in zip(*gradients, strict=True):
+        assert found[0].isfinite().all()
+        assert_no_worse(*found)
+
+
+def test_compiled_once_for_any_number_of_tokens() -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    def loss(*args: Any, num_actions: int | None) -> Tensor:
+        return linear_policy_loss(*args, num_actions=num_actions).loss
+
+    for varied in (False, True):
+        graphs.clear()
+        torch.compiler.reset()
+        compiled = torch.compile(loss, fullgraph=True, backend=backend, dynamic=True)
+        for n in range(5, 17):
+            inputs, advantages = problem(n), per_row(n, 2)
+            num_actions = n - 2 if varied else None
+            torch.testing.assert_close(
+                compiled(*inputs, advantages, num_actions=num_actions),
+                loss(*inputs, advantages, num_actions=num_actions),
+            )
+        assert len(graphs) <= 2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -313,7 +366,8 @@ def test_opcheck(impl: Any) -> None:
     a, ones = per_row(9, 2), torch.ones(9)
     coefficients = [0.2, 0.2, 1.0, 20.0, 0.1, 0.1]
     needs = [True, True, False]
-    args = (hidden, weight, target_ids, a, None, None, a, a, ones, None, "ppo_clip", coefficients, 0.1, needs, impl)
+    # One action: backward scales the op's own output in place, which opcheck compares with a compiled twin's.
+    args = (hidden, weight, target_ids, a, None, None, a, a, ones, None, "ppo_clip", coefficients, 1, needs, impl)
     torch.library.opcheck(torch.ops.archer_fast.linear_policy_loss.default, args)
 
 
@@ -340,7 +394,15 @@ GOOD: dict[str, Any] = {
         ({"ref_logprobs": torch.zeros(5)}, ValueError, r"ref_logprobs: wanted one a scored row \(4\), got \(5,\)"),
         ({"clip_low": 1.5}, ValueError, "clip_low, clip_high: wanted 0 <= clip_low <= 1 .* got 1.5, 0.2"),
         ({"clip_high": -0.1}, ValueError, "clip_low, clip_high: .* got 0.2, -0.1"),
-        ({"num_actions": 0}, ValueError, "num_actions: wanted a number above 0 or None, got 0"),
+        ({"num_actions": 0}, ValueError, "num_actions: wanted an integer above 0 or None, got 0"),
+        ({"num_actions": 2.5}, ValueError, "num_actions: wanted an integer above 0 or None, got 2.5"),
+        (
+            {"kl_coef": math.nan, "ref_logprobs": torch.zeros(4)},
+            ValueError,
+            "kl_coef: wanted a finite number, 0 or more, got nan",
+        ),
+        ({"entropy_coef": math.inf}, ValueError, "entropy_coef: wanted a finite number, got inf"),
+        ({"advantages": [0.0] * 4}, TypeError, "advantages: wanted a tensor, got list"),
         ({"awr_max_weight": 0.0}, ValueError, "awr_max_weight: wanted a number above 0, got 0.0"),
         ({"temperature": 0.0}, ValueError, "temperature: wanted a finite number above 0"),
         ({"impl": "fast"}, ValueError, "impl: wanted one of reference, cpu, triton or None, got 'fast'"),
