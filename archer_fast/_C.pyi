@@ -121,7 +121,7 @@ def simd_levels() -> tuple[str, ...]:
 
 def softmax_update(
     logits: int,
-    row_stride: int,
+    column_stride: int,
     n: int,
     v: int,
     first_column: int,
@@ -136,9 +136,10 @@ def softmax_update(
 
 def softmax_backward(
     logits: int,
-    row_stride: int,
+    column_stride: int,
     n: int,
     v: int,
+    first_column: int,
     target_ids: int,
     inv_temperature: int,
     softcap: float,
@@ -148,13 +149,21 @@ def softmax_backward(
     grad_logprobs: int,
     grad_entropy: int,
     grad_lse: int,
+    out: int,
+    out_column_stride: int,
     threads: int,
     simd: str,
 ) -> None:
-    """csrc/row_softmax.h, in place. softcap 0: none; grad_entropy, grad_lse 0: zeros."""
+    """csrc/row_softmax.h. softcap 0: none; grad_entropy, grad_lse 0: zeros."""
 
 def segment_scan(a: int, b: int, cu: int, out: int, num_segments: int, threads: int, simd: str) -> None:
     """csrc/segment_scan.h."""
+
+def copy_offsets(cu: int, count: int, total: int, out: int) -> bool:
+    """csrc/segment_scan.h, of int32."""
+
+def copy_long_offsets(cu: int, count: int, total: int, out: int) -> bool:
+    """csrc/segment_scan.h, of int64."""
 
 def critic_loss(
     values: int,

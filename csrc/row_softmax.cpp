@@ -1,5 +1,7 @@
 #include "row_softmax.h"
 
+#include <algorithm>
+
 #include "parallel_ranges.h"
 #include "row_softmax_kernel.h"
 
@@ -8,6 +10,8 @@ namespace {
 
 // Below, making a thread costs more than it saves.
 constexpr std::int64_t kElementsWorthThreads = std::int64_t{4} << 20;
+// Threads take whole cache lines of a column, several side by side.
+constexpr std::int64_t kRowsTogether = 64;
 
 const RowSoftmaxKernel& kernel(SimdLevel level) noexcept {
 #ifdef ARCHER_X86_KERNELS
@@ -19,43 +23,28 @@ const RowSoftmaxKernel& kernel(SimdLevel level) noexcept {
 }
 
 template <class Body>
-void for_rows(const LogitRows& rows, int threads, const Body& body) noexcept {
-  const auto range = [&](std::int64_t begin, std::int64_t end) noexcept {
-    for (std::int64_t i = begin; i < end; ++i) body(i);
-  };
-  parallel_ranges(rows.n, rows.n * rows.v < kElementsWorthThreads ? 1 : threads, range);
+void for_rows(const LogitTile& tile, int threads, const Body& body) noexcept {
+  const std::int64_t groups = (tile.n + kRowsTogether - 1) / kRowsTogether;
+  parallel_ranges(groups, tile.n * tile.v < kElementsWorthThreads ? 1 : threads,
+                  [&](std::int64_t begin, std::int64_t end) noexcept {
+                    body(RowRange{begin * kRowsTogether, std::min(end * kRowsTogether, tile.n)});
+                  });
 }
 
 }  // namespace
 
-void softmax_update(const LogitRows& rows, const float* logits, std::int64_t first_column,
-                    const std::int64_t* target_ids, float* state, int threads, SimdLevel level) noexcept {
+void softmax_update(const LogitTile& tile, const float* logits, std::int64_t column_stride, float* state, int threads,
+                    SimdLevel level) noexcept {
   const RowSoftmaxKernel& run = kernel(level);
-  for_rows(rows, threads, [&](std::int64_t i) noexcept {
-    run.update({.logits = logits + i * rows.row_stride,
-                .v = rows.v,
-                .target = target_ids[i] - first_column,
-                .inv_temperature = rows.inv_temperature[i],
-                .softcap = rows.softcap,
-                .state = state + 4 * i});
-  });
+  for_rows(tile, threads, [&](RowRange rows) noexcept { run.update(tile, logits, column_stride, state, rows); });
 }
 
-void softmax_backward(const LogitRows& rows, float* logits, const SoftmaxGradient& gradient, int threads,
+void softmax_backward(const LogitTile& tile, const float* logits, std::int64_t column_stride,
+                      const SoftmaxGradient& gradient, float* out, std::int64_t out_column_stride, int threads,
                       SimdLevel level) noexcept {
   const RowSoftmaxKernel& run = kernel(level);
-  for_rows(rows, threads, [&](std::int64_t i) noexcept {
-    run.backward({.logits = logits + i * rows.row_stride,
-                  .v = rows.v,
-                  .target = gradient.target_ids[i],
-                  .inv_temperature = rows.inv_temperature[i],
-                  .softcap = rows.softcap,
-                  .row_max = gradient.row_max[i],
-                  .log_sum = gradient.log_sum[i],
-                  .entropy = gradient.entropy[i],
-                  .grad_logprob = gradient.grad_logprobs[i],
-                  .grad_entropy = gradient.grad_entropy == nullptr ? 0 : gradient.grad_entropy[i],
-                  .grad_lse = gradient.grad_lse == nullptr ? 0 : gradient.grad_lse[i]});
+  for_rows(tile, threads, [&](RowRange rows) noexcept {
+    run.backward(tile, logits, column_stride, gradient, out, out_column_stride, rows);
   });
 }
 

@@ -1,40 +1,26 @@
-// The inner loops of row_softmax, one row a call, once for each instruction set.
+// The inner loops of row_softmax over a range of rows, once for each instruction set.
 #pragma once
 
 #include <cstdint>
 
+#include "row_softmax.h"
+
 namespace archer_fast {
 
-// All that a row needs; the contract of each number is in row_softmax.h.
-struct UpdateRow {
-  const float* logits;  // [v]
-  std::int64_t v;
-  std::int64_t target;  // column of this tile; outside [0, v) where another tile has it
-  float inv_temperature;
-  float softcap;
-  float* state;  // [4]
-};
-
-struct BackwardRow {
-  float* logits;  // [v]
-  std::int64_t v;
-  std::int64_t target;  // in [0, v)
-  float inv_temperature;
-  float softcap;
-  float row_max;
-  float log_sum;
-  float entropy;
-  float grad_logprob;
-  float grad_entropy;
-  float grad_lse;
+// Rows [begin, end) of a tile; the contract of each argument is in row_softmax.h.
+struct RowRange {
+  std::int64_t begin;
+  std::int64_t end;
 };
 
 struct RowSoftmaxKernel {
-  void (*update)(const UpdateRow& row) noexcept;
-  void (*backward)(const BackwardRow& row) noexcept;
+  void (*update)(const LogitTile& tile, const float* logits, std::int64_t column_stride, float* state,
+                 RowRange rows) noexcept;
+  void (*backward)(const LogitTile& tile, const float* logits, std::int64_t column_stride,
+                   const SoftmaxGradient& gradient, float* out, std::int64_t out_column_stride, RowRange rows) noexcept;
 };
 
-// Pure functions of their argument; any thread. Precondition: the machine has the instruction set.
+// Pure functions of their arguments; any thread. Precondition: the machine has the instruction set.
 extern const RowSoftmaxKernel kRowSoftmaxBaseline;
 extern const RowSoftmaxKernel kRowSoftmaxAvx2;    // x86-64 only
 extern const RowSoftmaxKernel kRowSoftmaxAvx512;  // x86-64 only

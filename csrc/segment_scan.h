@@ -1,6 +1,7 @@
 // The linear recurrence backwards in time over the segments of a flat array.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
@@ -18,5 +19,18 @@ namespace archer_fast {
 // its sums are associated: the last bits may depend on `threads` and `level`.
 void segment_scan(const float* a, const float* b, std::span<const std::int32_t> cu, float* out, int threads,
                   SimdLevel level) noexcept;
+
+// Copies offsets [B+1], at least one, to `out` as 32 bits; whether they rise from 0 to `total`, which is below 2^31.
+// What is in `out` says nothing where they do not. Owner: the caller of both. Threads: any.
+template <class Offset>
+bool copy_offsets(std::span<const Offset> cu, std::int64_t total, std::int32_t* out) noexcept {
+  bool rises = cu.front() == 0 && cu.back() == total;
+  out[0] = 0;
+  for (std::size_t k = 1; k < cu.size(); ++k) {
+    rises &= cu[k] >= cu[k - 1];
+    out[k] = static_cast<std::int32_t>(cu[k]);
+  }
+  return rises;
+}
 
 }  // namespace archer_fast

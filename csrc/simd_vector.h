@@ -30,6 +30,30 @@ ARCHER_INLINE Floats load(const float* from) noexcept {
 
 ARCHER_INLINE void store(float* to, Floats x) noexcept { __builtin_memcpy(to, &x, sizeof x); }
 
+// The first `count` lanes, fewer than all, and 0; memory behind them is not touched.
+ARCHER_INLINE Floats load_first(const float* from, int count) noexcept {
+#if ARCHER_SIMD_LANES == 16
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1U << count) - 1), from);
+#elif ARCHER_SIMD_LANES == 8
+  return _mm256_maskload_ps(from,
+                            _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
+#else
+  Floats x = {};
+  for (int i = 0; i < count; ++i) x[i] = from[i];
+  return x;
+#endif
+}
+
+ARCHER_INLINE void store_first(float* to, Floats x, int count) noexcept {
+#if ARCHER_SIMD_LANES == 16
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1U << count) - 1), x);
+#elif ARCHER_SIMD_LANES == 8
+  _mm256_maskstore_ps(to, _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)), x);
+#else
+  for (int i = 0; i < count; ++i) to[i] = x[i];
+#endif
+}
+
 ARCHER_INLINE Floats broadcast(float x) noexcept { return x - Floats{}; }
 
 // a * b + c, rounded once where the instruction set can.

@@ -99,7 +99,15 @@ def softmax_update_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["row_stride", "num_columns", "softcap", "has_grad_entropy", "has_grad_lse", "out_row_stride"],
+    do_not_specialize=[
+        "row_stride",
+        "num_columns",
+        "first_column",
+        "softcap",
+        "has_grad_entropy",
+        "has_grad_lse",
+        "out_row_stride",
+    ],
     do_not_specialize_on_alignment=[
         "logits",
         "target_ids",
@@ -114,10 +122,11 @@ def softmax_update_kernel(
     ],
 )
 def softmax_backward_kernel(
-    logits,  # [n, V] float32 | bfloat16 | float16
+    logits,  # [n, v] float32 | bfloat16 | float16
     row_stride,
-    num_columns,  # V
-    target_ids,  # [n] int64
+    num_columns,  # v
+    first_column,
+    target_ids,  # [n] int64, columns of the whole vocabulary
     inv_temperature,  # [n] float32
     softcap,
     row_max,  # [n] float32
@@ -128,13 +137,13 @@ def softmax_backward_kernel(
     has_grad_entropy,
     grad_lse,  # [n] float32, not read unless has_grad_lse
     has_grad_lse,
-    out,  # [n, V]; may be `logits`: an element is read before it is written, by the same program
+    out,  # [n, v]; may be `logits`: an element is read before it is written, by the same program
     out_row_stride,
     BLOCK: tl.constexpr,
     VECTOR: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
 ):
-    """d loss / d logits of one row."""
+    """d loss / d logits of columns first_column .. first_column + v of one row."""
     row = tl.program_id(0).to(tl.int64)
     logits = aligned_row(logits, row * row_stride, VECTOR)
     out = aligned_row(out, row * out_row_stride, VECTOR)
@@ -146,7 +155,7 @@ def softmax_backward_kernel(
     g_logprob = tl.load(grad_logprobs + row)
     g_entropy = tl.load(grad_entropy + row, mask=has_grad_entropy != 0, other=0.0)
     g_lse = tl.load(grad_lse + row, mask=has_grad_lse != 0, other=0.0)
-    target = tl.load(target_ids + row)
+    target = tl.load(target_ids + row) - first_column
     slope = g_lse - g_logprob
     for start in range(0, num_columns, BLOCK):
         columns = start + tl.arange(0, BLOCK)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What sums and per-row numbers are kept in: float32, or float64 where the operands are."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def shape(x: Tensor) -> tuple[int, ...]:
@@ -23,7 +28,7 @@ def check_operands(
     if weight.shape[0] == 0:
         raise ValueError(f"weight: wanted a vocabulary of at least one token, got {shape(weight)}")
     for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
-        if x is not None and (x.dtype not in _FLOATS or x.dtype != hidden.dtype):
+        if x is not None and (x.dtype not in FLOATS or x.dtype != hidden.dtype):
             raise TypeError(f"{name}: wanted a float tensor of hidden's dtype, got {x.dtype} beside {hidden.dtype}")
     check_ids("rows", rows)
     check_ids("target_ids", target_ids)
@@ -79,7 +84,7 @@ def check_per_row(name: str, x: Tensor | None, num_rows: int, hidden: Tensor) ->
 
 def inverse_temperature(temperature: float | Tensor, num_rows: int, hidden: Tensor) -> Tensor:
     """[N] 1 / temperature in float32 (float64 where hidden is); values of a tensor are checked by the op's body."""
-    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    dtype = accumulation_dtype(hidden.dtype)
     if isinstance(temperature, Tensor):
         if temperature.dim() == 0:
             temperature = temperature.expand(num_rows)
@@ -96,7 +101,11 @@ def check_values(target_ids: Tensor, vocab: int, rows: Tensor | None, num_hidden
     if rows is not None:
         _check_range("rows", rows, num_hidden)
     good = (inv_temperature > 0) & inv_temperature.isfinite()
-    _require(good.all(), "temperature: wanted finite numbers above 0 in every row")
+    seen = ""
+    if not good.is_cuda and not good.all():
+        row = int((~good).nonzero()[0])
+        seen = f", got {float(1 / inv_temperature[row]):g} in row {row}"
+    _require(good.all(), f"temperature: wanted finite numbers above 0 in every row{seen}")
 
 
 def _check_range(name: str, ids: Tensor, end: int) -> None:

@@ -18,11 +18,10 @@ def softmax_update(
     softcap: float | None,
     state: Tensor,
 ) -> None:
-    """`reference.softmax_update`: logits [n, v] float32 with rows of any stride, state [n, 4] in place."""
+    """`reference.softmax_update`: logits [n, v] float32 whose columns are contiguous, state [n, 4] in place."""
     n, v = logits.shape
     _C.softmax_update(
-        _rows(logits),
-        logits.stride(0),
+        *_columns(logits),
         n,
         v,
         first_column,
@@ -37,6 +36,7 @@ def softmax_update(
 
 def softmax_backward(
     logits: Tensor,
+    first_column: int,
     target_ids: Tensor,
     inv_temperature: Tensor,
     softcap: float | None,
@@ -48,14 +48,15 @@ def softmax_backward(
     grad_lse: Tensor | None,
     out: Tensor,
 ) -> None:
-    """`reference.softmax_backward`, in place: `out` is `logits` [n, V]."""
+    """`reference.softmax_backward`: logits and out [n, v] float32 whose columns are contiguous; one memory, or two."""
     n, v = logits.shape
-    assert out.data_ptr() == logits.data_ptr() and out.stride() == logits.stride() and out.shape == logits.shape
+    assert out.shape == logits.shape, (out.shape, logits.shape)
+    assert out.data_ptr() != logits.data_ptr() or out.stride() == logits.stride(), (out.stride(), logits.stride())
     _C.softmax_backward(
-        _rows(logits),
-        logits.stride(0),
+        *_columns(logits),
         n,
         v,
+        first_column,
         _address(target_ids, (n,), torch.int64),
         _address(inv_temperature, (n,)),
         _cap(softcap),
@@ -65,6 +66,7 @@ def softmax_backward(
         _address(grad_logprobs, (n,)),
         0 if grad_entropy is None else _address(grad_entropy, (n,)),
         0 if grad_lse is None else _address(grad_lse, (n,)),
+        *_columns(out),
         torch.get_num_threads(),
         SIMD,
     )
@@ -83,6 +85,12 @@ def segment_scan(a: Tensor, b: Tensor, cu: Tensor, out: Tensor) -> None:
         torch.get_num_threads(),
         SIMD,
     )
+
+
+def copy_offsets(cu: Tensor, total: int, out: Tensor) -> bool:
+    """Whether cu [B+1] int32 or int64 rises from 0 to `total`; if so out [B+1] int32 is equal to it."""
+    copy = _C.copy_offsets if cu.dtype == torch.int32 else _C.copy_long_offsets
+    return copy(_address(cu, cu.shape, cu.dtype), cu.shape[0], total, _address(out, cu.shape, torch.int32))
 
 
 def critic_loss(
@@ -125,12 +133,13 @@ def _address(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.
     return tensor.data_ptr()
 
 
-def _rows(logits: Tensor) -> int:
+def _columns(logits: Tensor) -> tuple[int, int]:
+    """Where [n, v] lies, and the number of elements from column to column."""
     assert logits.device.type == "cpu" and logits.dtype == torch.float32, (logits.device, logits.dtype)
     n, v = logits.shape
-    assert v <= 1 or logits.stride(1) == 1, logits.stride()
-    assert n <= 1 or logits.stride(0) >= v, logits.stride()
-    return logits.data_ptr()
+    assert n <= 1 or logits.stride(0) == 1, logits.stride()
+    assert v <= 1 or logits.stride(1) >= n, logits.stride()
+    return logits.data_ptr(), logits.stride(1)
 
 
 def _cap(softcap: float | None) -> float:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from archer_fast.ops.checks import FLOATS
 from archer_fast.ops.choice import Impl, choose_impl, load_kernels, record
 
 _NAME = "critic_loss"
 _KINDS = ("mse", "expectile", "huber")
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class HeadStats(NamedTuple):
@@ -76,7 +76,7 @@ def critic_loss(
         if x.dim() != 1 or x.shape != q1.shape:
             wanted = "[n]" if q1.dim() != 1 else f"[n] = {tuple(q1.shape)} as q1"
             raise ValueError(f"{name}: wanted {wanted}, got {tuple(x.shape)}")
-        if x.dtype not in _FLOATS:
+        if x.dtype not in FLOATS:
             raise TypeError(f"{name}: wanted a float tensor, got {x.dtype}")
         if x.device != q1.device:
             raise ValueError(f"{name}: wanted {q1.device}, where q1 is, got {x.device}")

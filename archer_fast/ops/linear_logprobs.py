@@ -7,13 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from archer_fast.ops.checks import check_operands, check_values, inverse_temperature
+from archer_fast.ops.checks import accumulation_dtype, check_operands, check_values, inverse_temperature
 from archer_fast.ops.choice import Impl, choose_impl, record
 from archer_fast.ops.lm_head import (
     ChunkLoop,
     LmHead,
-    Scores,
-    accumulation_dtype,
     gradient_like,
     score,
     under_autocast,
@@ -44,8 +42,9 @@ def linear_logprobs(
 ) -> LinearLogprobs:
     """log p(target_ids[i] | hidden[rows[i]]) under softmax(z), z = cap(hidden @ weight.T + bias) / temperature.
 
-    Differentiable in hidden, weight and bias, through log-probs, entropy and lse alike; the logits are made again in
-    backward, a chunk at a time. For a loss that is a sum over rows `linear_policy_loss` spares that product.
+    Differentiable in hidden, weight and bias, through log-probs, entropy and lse alike, once and in reverse mode
+    (torch.func's forward mode would see zeros). The logits are made again in backward, a chunk at a time; for a loss
+    that is a sum over rows `linear_policy_loss` spares that product.
 
     Args:
         hidden: [T, H] float32, bfloat16 or float16 (float64: the reference), the states that predict, of any strides;
@@ -87,8 +86,8 @@ def _op(
     check_values(target_ids, weight.shape[0], rows, hidden.shape[0], inv_temperature)
     record(_NAME, impl)
     with without_autocast(hidden.device):
-        head = LmHead.of(hidden, weight, target_ids, rows, bias, inv_temperature, softcap, impl)
-        return score(head, scoring_only)
+        head = LmHead(hidden, weight, target_ids, rows, bias, inv_temperature, softcap, impl)
+        return score(head.contiguous(), scoring_only)
 
 
 @_op.register_fake
@@ -108,9 +107,6 @@ def _backward_op(
     bias: Tensor | None,
     inv_temperature: Tensor,
     softcap: float | None,
-    entropy: Tensor,
-    row_max: Tensor,
-    log_sum: Tensor,
     grad_logprobs: Tensor,
     grad_entropy: Tensor | None,
     grad_lse: Tensor | None,
@@ -118,18 +114,16 @@ def _backward_op(
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     record(f"{_NAME}_backward", impl)
-    head = LmHead.of(hidden, weight, target_ids, rows, bias, inv_temperature, softcap, impl)
+    head = LmHead(hidden, weight, target_ids, rows, bias, inv_temperature, softcap, impl).contiguous()
     with without_autocast(hidden.device):
         loop = ChunkLoop(head, needs=(needs[0], needs[1], needs[2]))
-        for chunk, states in loop.chunks():
-            loop.recompute(states)
+        for chunk in loop.chunks():
             loop.backward(
                 chunk,
-                states,
-                Scores(grad_logprobs[chunk], entropy[chunk], row_max[chunk], log_sum[chunk]),
-                grad_logprobs[chunk],
-                None if grad_entropy is None else grad_entropy[chunk],
-                None if grad_lse is None else grad_lse[chunk],
+                loop.scores(chunk),
+                grad_logprobs[chunk.rows],
+                None if grad_entropy is None else grad_entropy[chunk.rows],
+                None if grad_lse is None else grad_lse[chunk.rows],
             )
         return loop.gradients()
 
@@ -142,17 +136,16 @@ def _(hidden: Tensor, weight: Tensor, target_ids: Tensor, rows: Tensor | None, b
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, target_ids, rows, bias, inv_temperature, softcap, _, impl = inputs
-    _, entropy, row_max, log_sum = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(row_max)
-    ctx.save_for_backward(hidden, weight, target_ids, rows, bias, inv_temperature, entropy, row_max, log_sum)
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(hidden, weight, target_ids, rows, bias, inv_temperature)
     ctx.softcap, ctx.impl = softcap, impl
 
 
 def _backward(
     ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None, _: None, grad_lse: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    hidden, weight, target_ids, rows, bias, inv_temperature, entropy, row_max, log_sum = ctx.saved_tensors
+    hidden, weight, target_ids, rows, bias, inv_temperature = ctx.saved_tensors
     needs = [bool(ctx.needs_input_grad[i]) for i in (0, 1, 4)]
     gradients = _backward_op(
         hidden,
@@ -162,12 +155,9 @@ def _backward(
         bias,
         inv_temperature,
         ctx.softcap,
-        entropy,
-        row_max,
-        log_sum,
-        torch.zeros_like(log_sum) if grad_logprobs is None else grad_logprobs.contiguous(),
-        None if grad_entropy is None else grad_entropy.contiguous(),
-        None if grad_lse is None else grad_lse.contiguous(),
+        inv_temperature.new_zeros(target_ids.shape) if grad_logprobs is None else grad_logprobs,
+        grad_entropy,
+        grad_lse,
         needs,
         ctx.impl,
     )

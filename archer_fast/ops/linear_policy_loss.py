@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from archer_fast.ops.checks import check_operands, check_per_row, check_values, inverse_temperature
+from archer_fast.ops.checks import (
+    accumulation_dtype,
+    check_operands,
+    check_per_row,
+    check_values,
+    inverse_temperature,
+)
 from archer_fast.ops.choice import Impl, choose_impl, record
 from archer_fast.ops.lm_head import (
     ChunkLoop,
     LmHead,
-    accumulation_dtype,
     gradient_like,
     under_autocast,
     without_autocast,
@@ -219,7 +224,7 @@ def _op(
     """
     check_values(target_ids, weight.shape[0], rows, hidden.shape[0], inv_temperature)
     record(_NAME, impl)
-    head = LmHead.of(hidden, weight, target_ids, rows, bias, inv_temperature, softcap, impl)
+    head = LmHead(hidden, weight, target_ids, rows, bias, inv_temperature, softcap, impl).contiguous()
 
     def terms(chunk: slice, logprobs: Tensor, entropy: Tensor) -> PolicyTerms:
         rollout = None if rollout_logprobs is None else rollout_logprobs[chunk]
@@ -230,12 +235,12 @@ def _op(
         loop = ChunkLoop(head, whole_rows=any(needs), needs=(needs[0], needs[1], needs[2]))
         logprobs = hidden.new_empty(target_ids.shape, dtype=loop.dtype)
         entropy = torch.empty_like(logprobs)
-        for chunk, states in loop.chunks():
-            scores = loop.scores(chunk, states)
-            logprobs[chunk], entropy[chunk] = scores.logprobs, scores.entropy
+        for chunk in loop.chunks():
+            scores = loop.scores(chunk)
+            logprobs[chunk.rows], entropy[chunk.rows] = scores.logprobs, scores.entropy
             if any(needs):
-                _, grad_logprobs, grad_entropy = terms(chunk, scores.logprobs, scores.entropy)
-                loop.backward(chunk, states, scores, grad_logprobs, grad_entropy, None)
+                _, of_logprobs, of_entropy = terms(chunk.rows, scores.logprobs, scores.entropy)
+                loop.backward(chunk, scores, of_logprobs, of_entropy, None)
         loss = terms(slice(None), logprobs, entropy).loss.sum() / _divisor(num_actions, target_ids)
         return loss, logprobs, entropy, *loop.gradients(keep_sums=True)
 

@@ -9,19 +9,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from archer_fast.ops.checks import accumulation_dtype
 from archer_fast.ops.choice import load_kernels
 
-# Logits alive at a time; on a GPU half as much again for their half-precision gradient. On a CPU an op may take 64 MB
-# in all; on a GPU it takes a product of about a thousand rows to fill the card, and so this much for 152k columns.
+# Own memory for logits; on a GPU half as much again for their half-precision gradient. On a CPU an op may take 64 MB in
+# all; on a GPU it takes a product of about a thousand rows to fill the card, and so this much for 152k columns.
 CHUNK_BYTES = {"cpu": 61 << 20, "cuda": 1 << 30}
 MAX_CHUNK_ROWS = {"cpu": 512, "cuda": 1 << 14}
-# On a CPU the logits are made in blocks of so many columns: the row kernel finds them in the cache, and the library is
-# up to a quarter faster than on the whole weight (NOTES.md, 2026-11-24).
+MAX_LENT_ROWS = 1024  # in the memory of the weight's gradient; a block of columns of them is 8 MB
+# On a CPU the vocabulary is walked in blocks of so many columns: the row kernel finds their logits in the cache, and
+# the library is up to a quarter faster than on the whole weight (NOTES.md, 2026-11-24).
 COLUMN_BLOCK = 2048
 
 
 class LmHead(NamedTuple):
-    """The operands that every op on the vocabulary shares; `of` makes the row kernels' own contiguous."""
+    """The operands that every op on the vocabulary shares."""
 
     hidden: Tensor  # [T, H]
     weight: Tensor  # [V, H], dtype of hidden
@@ -32,20 +34,19 @@ class LmHead(NamedTuple):
     softcap: float | None
     impl: str
 
-    @classmethod
-    def of(
-        cls,
-        hidden: Tensor,
-        weight: Tensor,
-        target_ids: Tensor,
-        rows: Tensor | None,
-        bias: Tensor | None,
-        inv_temperature: Tensor,
-        softcap: float | None,
-        impl: str,
-    ) -> LmHead:
-        rows = None if rows is None else rows.contiguous()
-        return cls(hidden, weight, target_ids.contiguous(), rows, bias, inv_temperature.contiguous(), softcap, impl)
+    def contiguous(self) -> LmHead:
+        """What the row kernels read by address, contiguous."""
+        rows = None if self.rows is None else self.rows.contiguous()
+        target_ids, inv_temperature = self.target_ids.contiguous(), self.inv_temperature.contiguous()
+        return self._replace(rows=rows, target_ids=target_ids, inv_temperature=inv_temperature)
+
+
+class Chunk(NamedTuple):
+    """Some of the scored rows."""
+
+    rows: slice  # of the scored rows
+    hidden: Tensor  # [n, H]
+    logits: Tensor  # [n, V], or [n, one block of columns] where no backward follows; uninitialised
 
 
 class Scores(NamedTuple):
@@ -63,10 +64,6 @@ class Gradients(NamedTuple):
     hidden: Tensor  # [T, H]
     weight: Tensor  # [V, H]
     bias: Tensor  # [V]
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -94,101 +91,116 @@ def score(head: LmHead, scoring_only: bool) -> Scores:
 
         return _finish(triton_launch.linear_logprobs_fwd(*head[:-1]))
     loop = ChunkLoop(head, whole_rows=False)
-    parts = [loop.scores(chunk, hidden) for chunk, hidden in loop.chunks()]
+    parts = [loop.scores(chunk) for chunk in loop.chunks()]
     if not parts:
-        return Scores(*(loop.work.new_empty(0) for _ in range(4)))
+        return Scores(*(head.hidden.new_empty(0, dtype=loop.dtype) for _ in range(4)))
     return parts[0] if len(parts) == 1 else Scores(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 class ChunkLoop:
     """Rows of the lm_head a chunk at a time: scores, and gradients added up over the chunks.
 
-    whole_rows=False holds a tile of the logits only, enough for scores; `backward` needs whole rows.
+    whole_rows=False holds one block of columns of the logits, enough for scores; `backward` needs whole rows.
+
+    On a CPU logits lie column by column [V, n]: that is how a row of the weight meets all hidden states, and how a
+    register holds many rows. And there the gradient of the weight [V, H] lends its memory, unused until then, to the
+    logits of the first chunk: those of column j take the first n numbers of row j, and a block of columns leaves
+    before the product that fills its rows.
     """
 
     def __init__(self, head: LmHead, *, whole_rows: bool = True, needs: tuple[bool, bool, bool] = (False,) * 3) -> None:
         self.head = head
         self.kernels = load_kernels(head.impl, "triton_launch")
         hidden, weight = head.hidden, head.weight
-        self.num_rows, vocab = head.target_ids.shape[0], weight.shape[0]
         device, self.dtype = hidden.device.type, accumulation_dtype(hidden.dtype)
-        self.column_block = COLUMN_BLOCK if device == "cpu" else vocab
-        width = vocab if whole_rows else min(vocab, self.column_block)
-        self.chunk_rows = _chunk_rows(self.num_rows, width * self.dtype.itemsize, device)
-        empty = self.kernels.empty_in_huge_pages if head.impl == "cpu" else _empty
-        self.work = empty(hidden, (min(self.num_rows, self.chunk_rows), width), self.dtype)
-        # A GPU's row kernel writes half-precision gradients itself, into memory that is not its input's.
-        split = head.impl == "triton" and hidden.dtype != self.dtype and whole_rows
-        self.dlogits_work = self.work.new_empty(self.work.shape, dtype=hidden.dtype) if split else self.work
-        self.needs = needs
+        num_rows, vocab = head.target_ids.shape[0], weight.shape[0]
+        self.by_columns = device == "cpu" and head.impl != "triton"
+        self.column_block = min(COLUMN_BLOCK, vocab) if device == "cpu" else vocab
+        width = vocab if whole_rows else self.column_block
         # Every row of hidden is written where all are scored; otherwise those that nobody scores get zeros.
         make = hidden.new_empty if head.rows is None else hidden.new_zeros
         self.d_hidden = make(hidden.shape) if needs[0] else None
         # Sums over chunks are kept in float32: in bfloat16 a long sum stops growing. The first chunk writes.
-        self.d_weight = empty(weight, tuple(weight.shape), self.dtype) if needs[1] else None
-        if self.d_weight is not None and self.num_rows == 0:
+        self.d_weight = self._empty(*weight.shape) if needs[1] else None
+        if self.d_weight is not None and num_rows == 0:
             self.d_weight.zero_()
         self.d_bias = weight.new_zeros(vocab, dtype=self.dtype) if needs[2] else None
 
-    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        """(rows of the chunk, their hidden states [n, H])."""
-        hidden, rows = self.head.hidden, self.head.rows
-        for start in range(0, self.num_rows, self.chunk_rows):
-            chunk = slice(start, min(start + self.chunk_rows, self.num_rows))
-            yield chunk, hidden[chunk] if rows is None else hidden.index_select(0, rows[chunk])
+        lent = min(num_rows, hidden.shape[1], MAX_LENT_ROWS) if self.by_columns and self.d_weight is not None else 0
+        budget = CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"]) - lent * self.column_block * self.dtype.itemsize
+        own = min(budget // (width * self.dtype.itemsize), MAX_CHUNK_ROWS.get(device, MAX_CHUNK_ROWS["cpu"]))
+        self.sizes = _chunk_sizes(num_rows, own, lent)
+        self.is_lent = lent > 0 and self.sizes[0] == lent
+        self.work = self._logits(max(self.sizes[self.is_lent :], default=0), width)
+        # Where a block's gradient goes, if not back to where the block was: out of lent memory; and on a GPU into half
+        # precision, as the row kernel writes it.
+        self.dlogits: Tensor | None = None
+        if self.is_lent:
+            self.dlogits = self._logits(lent, self.column_block)
+        elif head.impl == "triton" and hidden.dtype != self.dtype and whole_rows:
+            self.dlogits = self.work.new_empty(self.work.shape, dtype=hidden.dtype)
 
-    def scores(self, chunk: slice, hidden: Tensor) -> Scores:
-        """Scores of a chunk; its logits stay behind in `work` if that holds whole rows."""
-        state = self.work.new_empty((hidden.shape[0], 4))
+    def chunks(self) -> Iterator[Chunk]:
+        hidden, rows = self.head.hidden, self.head.rows
+        start = 0
+        for size in self.sizes:
+            chunk = slice(start, start + size)
+            logits = self.work[:size]
+            if self.is_lent and start == 0:
+                assert self.d_weight is not None
+                logits = self.d_weight[:, :size].T
+            yield Chunk(chunk, hidden[chunk] if rows is None else hidden.index_select(0, rows[chunk]), logits)
+            start += size
+
+    def scores(self, chunk: Chunk) -> Scores:
+        """Scores of a chunk; its logits stay behind if there is room for whole rows."""
+        state = self.head.hidden.new_empty((chunk.hidden.shape[0], 4), dtype=self.dtype)
         state.zero_()  # filled on the device: a tensor made of numbers would be copied there, and waited for
         state[:, 0].fill_(-torch.inf)
         state[:, 3].fill_(torch.nan)
-        target_ids, inv_temperature = self.head.target_ids[chunk], self.head.inv_temperature[chunk]
-        for first_column, tile in self._logits(hidden):
-            self.kernels.softmax_update(tile, first_column, target_ids, inv_temperature, self.head.softcap, state)
+        target_ids, inv_temperature = self.head.target_ids[chunk.rows], self.head.inv_temperature[chunk.rows]
+        for start, tile in self._tiles(chunk):
+            columns = slice(start, start + tile.shape[1])
+            _product(tile, chunk.hidden, self.head.weight[columns])
+            if self.head.bias is not None:
+                tile += self.head.bias[columns]
+            self.kernels.softmax_update(tile, start, target_ids, inv_temperature, self.head.softcap, state)
         return _finish(state)
-
-    def recompute(self, hidden: Tensor) -> None:
-        """The logits of a chunk whose scores are known, into `work`."""
-        for _ in self._logits(hidden):
-            pass
 
     def backward(
         self,
-        chunk: slice,
-        hidden: Tensor,
+        chunk: Chunk,
         scores: Scores,
         grad_logprobs: Tensor,
         grad_entropy: Tensor | None,
         grad_lse: Tensor | None,
     ) -> None:
-        """Add a chunk's part of the gradients; `work` holds its logits, and no longer afterwards."""
-        head, n = self.head, hidden.shape[0]
-        dlogits = self.dlogits_work[:n]
-        self.kernels.softmax_backward(
-            self.work[:n],
-            head.target_ids[chunk],
-            head.inv_temperature[chunk],
-            head.softcap,
-            scores.row_max,
-            scores.log_sum,
-            scores.entropy,
-            grad_logprobs.contiguous(),
-            None if grad_entropy is None else grad_entropy.contiguous(),
-            None if grad_lse is None else grad_lse.contiguous(),
-            dlogits,
-        )
-        if self.d_bias is not None:
-            self.d_bias += dlogits.sum(0, dtype=self.dtype)
-        dlogits = dlogits.to(hidden.dtype)
-        if self.d_hidden is not None:
-            part = _times_weight(dlogits, head.weight)
-            if head.rows is None:
-                self.d_hidden[chunk] = part
-            else:
-                self.d_hidden.index_add_(0, head.rows[chunk], part)
-        if self.d_weight is not None:
-            _add_product(self.d_weight, dlogits.T, hidden, is_first=chunk.start == 0)
+        """Add a chunk's part of the gradients, out of its scores and the logits they were made from, which are lost.
+
+        Those of another product would not do: the last bits of a logit of 1000 are as large as a sure row's gradient.
+        """
+        head, n, is_first_chunk = self.head, chunk.hidden.shape[0], chunk.rows.start == 0
+        upstream = (None if g is None else g.contiguous() for g in (grad_logprobs, grad_entropy, grad_lse))
+        d_hidden = None if self.d_hidden is None else self._logits(n, head.hidden.shape[1])
+        per_row = head.target_ids[chunk.rows], head.inv_temperature[chunk.rows], head.softcap
+        statistics = scores.row_max, scores.log_sum, scores.entropy, *upstream
+        for start, tile in self._tiles(chunk):
+            columns = slice(start, start + tile.shape[1])
+            dlogits = tile if self.dlogits is None else self.dlogits[:n, : tile.shape[1]]
+            self.kernels.softmax_backward(tile, start, *per_row, *statistics, dlogits)
+            if self.d_bias is not None:
+                self.d_bias[columns] += dlogits.sum(0, dtype=self.dtype)
+            dlogits = dlogits.to(head.hidden.dtype)
+            if d_hidden is not None:
+                _add_product(d_hidden, dlogits, head.weight[columns], is_first=start == 0)
+            if self.d_weight is not None:
+                _add_product(self.d_weight[columns], dlogits.T, chunk.hidden, is_first=is_first_chunk)
+        if self.d_hidden is None or d_hidden is None:
+            return
+        if head.rows is None:
+            self.d_hidden[chunk.rows] = d_hidden
+        else:
+            self.d_hidden.index_add_(0, head.rows[chunk.rows], d_hidden.to(self.d_hidden.dtype))
 
     def gradients(self, *, keep_sums: bool = False) -> Gradients:
         """In the operands' dtype, or as `sum_dtype` says; every tensor of its own, as an op's outputs must be."""
@@ -200,18 +212,22 @@ class ChunkLoop:
         )
         return Gradients(d_hidden, d_weight, d_bias)
 
-    def _logits(self, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """(first column, tile [n, <= column_block] of the logits in `work`), left to right."""
-        n, weight, bias = hidden.shape[0], self.head.weight, self.head.bias
-        whole_rows = self.work.shape[1] == weight.shape[0]
-        for start in range(0, weight.shape[0], self.column_block):
-            columns = slice(start, min(start + self.column_block, weight.shape[0]))
-            width = columns.stop - columns.start
-            tile = self.work[:n, columns] if whole_rows else self.work[:n, :width]
-            _product(tile, hidden, weight[columns])
-            if bias is not None:
-                tile += bias[columns]
-            yield start, tile
+    def _tiles(self, chunk: Chunk) -> Iterator[tuple[int, Tensor]]:
+        """(first column, its block of the chunk's logits), left to right; the only block there is room for, or each."""
+        vocab = self.head.weight.shape[0]
+        has_room = chunk.logits.shape[1] == vocab
+        for start in range(0, vocab, self.column_block):
+            end = min(start + self.column_block, vocab)
+            yield start, chunk.logits[:, start:end] if has_room else chunk.logits[:, : end - start]
+
+    def _empty(self, num_rows: int, num_columns: int) -> Tensor:
+        make = self.kernels.empty_in_huge_pages if self.head.impl == "cpu" else _empty
+        made: Tensor = make(self.head.hidden, (num_rows, num_columns), self.dtype)
+        return made
+
+    def _logits(self, n: int, width: int) -> Tensor:
+        """[n, width], uninitialised, in the order of this device."""
+        return self._empty(width, n).T if self.by_columns else self._empty(n, width)
 
 
 def under_autocast(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -232,13 +248,19 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
     return torch.autocast(device.type, enabled=False)
 
 
-def _chunk_rows(num_rows: int, row_bytes: int, device: str) -> int:
-    """Rows a chunk: what the budget allows, evenly shared out, a multiple of 8 (103 cost a fifth more than 104)."""
-    bytes_, most = CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"]), MAX_CHUNK_ROWS.get(device, MAX_CHUNK_ROWS["cpu"])
-    limit = max(8, min(bytes_ // row_bytes, most) // 8 * 8)
-    num_chunks = max(1, -(-num_rows // limit))
-    even = -(-num_rows // num_chunks)
-    return max(1, min(limit, -(-even // 8) * 8))
+def _chunk_sizes(num_rows: int, own: int, lent: int) -> list[int]:
+    """Rows of each chunk: `lent` first if its memory holds more than one's own, or all; the rest in even shares.
+
+    In multiples of 8: a product for 103 rows took a quarter longer than one for 104.
+    """
+    own = max(8, own // 8 * 8)
+    sizes = [lent] if lent > own or lent == num_rows > 0 else []
+    rest = num_rows - sum(sizes)
+    for num_chunks in range(-(-rest // own), 0, -1):
+        even = -(-rest // num_chunks)
+        sizes.append(min(rest, own, -(-even // 8) * 8))
+        rest -= sizes[-1]
+    return sizes
 
 
 def _empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -258,27 +280,17 @@ def _product(out: Tensor, hidden: Tensor, weight: Tensor) -> None:
     elif out.is_cuda:
         torch.mm(hidden, weight.T, out_dtype=out.dtype, out=out)
     else:
-        out.copy_(hidden @ weight.T)
-
-
-def _times_weight(dlogits: Tensor, weight: Tensor) -> Tensor:
-    """dlogits [n, V] @ weight [V, H] -> [n, H]."""
-    if dlogits.device.type == "cpu":
-        return torch.mm(
-            weight.T, dlogits.T
-        ).T  # a tenth faster than the other way round: the large operand is packed once
-    return torch.mm(dlogits, weight)
+        out.T.copy_(weight @ hidden.T)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, is_first: bool) -> None:
-    """total [V, H] += left [V, n] @ right [n, H], or = where it is the first (total is uninitialised then)."""
+    """total += left @ right, or = where it is the first (total is uninitialised then); float32 out of halves too."""
     beta = 0 if is_first else 1  # beta = 0 does not read
     if total.dtype == left.dtype:
         torch.addmm(total, left, right, beta=beta, out=total)
     elif total.is_cuda:
         torch.addmm(total, left, right, out_dtype=total.dtype, beta=beta, out=total)
+    elif is_first:
+        total.copy_(left @ right)
     else:
-        for start in range(0, total.shape[0], COLUMN_BLOCK):  # a whole product would be a third [V, H]
-            block = slice(start, start + COLUMN_BLOCK)
-            part = left[block] @ right
-            total[block] = part if is_first else total[block] + part
+        total += left @ right

@@ -14,6 +14,12 @@ def _scaled(logits: Tensor, inv_temperature: Tensor, softcap: float | None) -> t
     return softcap * tanh * inv_temperature[:, None], tanh
 
 
+def _in_tile(target_ids: Tensor, first_column: int, v: int) -> tuple[Tensor, Tensor]:
+    """Whether a tile of v columns holds each row's target, and where: some column of it if not."""
+    column = target_ids - first_column
+    return (column >= 0) & (column < v), column.clamp(0, v - 1)
+
+
 def softmax_update(
     logits: Tensor,
     first_column: int,
@@ -37,14 +43,14 @@ def softmax_update(
     t_new = shift.exp() * (t + s * shift) + torch.where(e == 0, 0.0, e * (z - base[:, None])).sum(1)
     s_new = shift.exp() * s + e.sum(1)
     state[:, 0], state[:, 1], state[:, 2] = new_m, s_new, t_new
-    column = target_ids - first_column
-    here = (column >= 0) & (column < logits.shape[1])
-    at_target = z.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None]).squeeze(1)
+    here, column = _in_tile(target_ids, first_column, logits.shape[1])
+    at_target = z.gather(1, column[:, None]).squeeze(1)
     state[:, 3] = torch.where(here, at_target, state[:, 3])
 
 
 def softmax_backward(
     logits: Tensor,
+    first_column: int,
     target_ids: Tensor,
     inv_temperature: Tensor,
     softcap: float | None,
@@ -56,7 +62,9 @@ def softmax_backward(
     grad_lse: Tensor | None,
     out: Tensor,
 ) -> None:
-    """Gradient of each row's log-prob, entropy and lse with respect to its logits [n, V], into out [n, V].
+    """Gradient of each row's log-prob, entropy and lse with respect to a tile of its logits, into out [n, v].
+
+    logits [n, v]: columns first_column .. first_column + v of the vocabulary; the statistics are of all of it.
 
     log p = (z - row_max) - log_sum: lse = row_max + log_sum would round away digits where the logits are large.
 
@@ -70,7 +78,8 @@ def softmax_backward(
         dz = dz - grad_entropy[:, None] * (log_p + entropy[:, None])
     p = log_p.exp()
     dz = torch.where(p == 0, 0.0, p * dz)  # a masked column has log p = -inf
-    dz.scatter_add_(1, target_ids[:, None], grad_logprobs[:, None])
+    here, column = _in_tile(target_ids, first_column, logits.shape[1])
+    dz.scatter_add_(1, column[:, None], torch.where(here, grad_logprobs, 0.0)[:, None])
     dz *= inv_temperature[:, None]
     if tanh is not None:
         dz *= 1 - tanh.square()

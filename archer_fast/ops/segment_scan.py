@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from archer_fast.ops.checks import FLOATS
 from archer_fast.ops.choice import Impl, choose_impl, load_kernels, record
 
 _NAME = "segment_scan"
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def segment_scan(a: Tensor, b: Tensor, cu: Tensor, *, impl: Impl | None = None) -> Tensor:
@@ -19,8 +19,8 @@ def segment_scan(a: Tensor, b: Tensor, cu: Tensor, *, impl: Impl | None = None) 
     With cu = [0, 3, 4], a = 0.5 throughout and b = [1, 2, 4, 8]: y = [3, 4, 4, 8]. Forward in time it is the same op
     on flipped arrays: `segment_scan(a.flip(0), b.flip(0), (T - cu).flip(0)).flip(0)`.
 
-    Differentiable in a and b, as often as you like. With z_t = gy_t + a_{t-1} z_{t-1} (forward in time):
-    db_t = z_t and da_t = z_t y_{t+1}.
+    Differentiable in a and b, as often as you like, in reverse mode (torch.func's forward mode would see zeros). With
+    z_t = gy_t + a_{t-1} z_{t-1} (forward in time): db_t = z_t and da_t = z_t y_{t+1}.
 
     Args:
         a, b: [T] float32, bfloat16 or float16 (computed in float32), or float64 (the reference). What stands in a at a
@@ -34,7 +34,7 @@ def segment_scan(a: Tensor, b: Tensor, cu: Tensor, *, impl: Impl | None = None) 
     if b.dim() != 1 or a.shape != b.shape:
         raise ValueError(f"a, b: wanted [T] both, got {tuple(a.shape)} and {tuple(b.shape)}")
     for name, x in (("a", a), ("b", b)):
-        if x.dtype not in _FLOATS:
+        if x.dtype not in FLOATS:
             raise TypeError(f"{name}: wanted a float tensor, got {x.dtype}")
     if cu.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"cu: wanted int32 or int64, got {cu.dtype}")
@@ -45,7 +45,7 @@ def segment_scan(a: Tensor, b: Tensor, cu: Tensor, *, impl: Impl | None = None) 
             raise ValueError(f"{name}: wanted {b.device}, where b is, got {x.device}")
     dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
     a, b = a.to(dtype), b.to(dtype)
-    return _scan(a, b, checked_offsets(cu, b.shape[0]), choose_impl(impl, b))
+    return _scan(a, b, cu, choose_impl(impl, b))
 
 
 def _scan(a: Tensor, b: Tensor, cu: Tensor, impl: str) -> Tensor:
@@ -53,9 +53,9 @@ def _scan(a: Tensor, b: Tensor, cu: Tensor, impl: str) -> Tensor:
     if impl == "triton" and b.is_cuda:
         from archer_fast.ops import triton_ops  # registering a triton_op imports Triton
 
-        y = triton_ops.segment_scan(a, b, cu)
+        y = triton_ops.segment_scan(a, b, checked_offsets(cu, b.shape[0]))
     else:
-        y = _op(a, b, cu, impl)
+        y = _op(a, b, cu, impl)  # looks at the offsets itself: an op more takes as long as half a million tokens
     return y
 
 
@@ -63,15 +63,29 @@ def _scan(a: Tensor, b: Tensor, cu: Tensor, impl: str) -> Tensor:
 def checked_offsets(cu: Tensor, total: int) -> Tensor:
     """`cu` as contiguous int32, known to rise from 0 to `total`; ValueError, or an assertion on the GPU, otherwise.
 
-    An op of its own, so that the values are looked at where the others are traced.
+    An op, so that the values are looked at where its caller is traced.
     """
-    good = (cu[0] == 0) & (cu[-1] == total) & (cu[1:] >= cu[:-1]).all()
+    return _checked(cu, total)
+
+
+def _checked(cu: Tensor, total: int) -> Tensor:
+    if total >= 1 << 31:
+        raise ValueError(f"b: wanted fewer than 2**31 tokens, which offsets of 32 bits reach, got {total}")
+    rises: bool | Tensor
+    if cu.device.type == "cpu":
+        from archer_fast.ops import cpu  # imported by the first call that runs there
+
+        out = torch.empty(cu.shape, dtype=torch.int32)
+        rises = cpu.copy_offsets(cu.contiguous(), total, out)
+    else:
+        out = cu.to(torch.int32, memory_format=torch.contiguous_format, copy=True)
+        rises = (cu[0] == 0) & (cu[-1] == total) & (cu[1:] >= cu[:-1]).all()
     message = f"cu: wanted offsets that rise from 0 to {total}"
-    if cu.is_cuda:
-        torch.ops.aten._assert_async.msg(good, message)
-    elif not good:
+    if isinstance(rises, Tensor) and rises.is_cuda:
+        torch.ops.aten._assert_async.msg(rises, message)
+    elif not rises:
         raise ValueError(f"{message}, got {_few(cu)}")
-    return cu.to(torch.int32, memory_format=torch.contiguous_format, copy=True)
+    return out
 
 
 @checked_offsets.register_fake
@@ -92,7 +106,8 @@ def _few(cu: Tensor) -> str:
 def _op(a: Tensor, b: Tensor, cu: Tensor, impl: str) -> Tensor:
     record(_NAME, impl)
     out = torch.empty_like(b, memory_format=torch.contiguous_format)
-    load_kernels(impl, "triton_turns").segment_scan(a.contiguous(), b.contiguous(), cu, out)
+    offsets = _checked(cu, b.shape[0])
+    load_kernels(impl, "triton_turns").segment_scan(a.contiguous(), b.contiguous(), offsets, out)
     return out
 
 

@@ -134,6 +134,7 @@ def softmax_backward_variant(
         "logits": f"*{TRITON_TYPES[dtype]}",
         "row_stride": "i32",
         "num_columns": "i32",
+        "first_column": "i32",
         "target_ids": "*i64",
         "inv_temperature": "*fp32",
         "softcap": "fp32",

@@ -42,6 +42,7 @@ def softmax_update(
 
 def softmax_backward(
     logits: Tensor,
+    first_column: int,
     target_ids: Tensor,
     inv_temperature: Tensor,
     softcap: float | None,
@@ -55,7 +56,7 @@ def softmax_backward(
 ) -> None:
     """d loss / d logits into `out`, which may be `logits`; see `reference.softmax_backward`.
 
-    logits [n, V] float32 | bfloat16 | float16; out [n, V] of the same dtype, or of a half one; the rest [n].
+    logits [n, v] float32 | bfloat16 | float16; out [n, v] of the same dtype, or of a half one; the rest [n].
     """
     n, v = logits.shape
     assert out.shape == (n, v) and (v <= 1 or (logits.stride(1) == 1 and out.stride(1) == 1))
@@ -73,6 +74,7 @@ def softmax_backward(
         logits,
         logits.stride(0),
         v,
+        first_column,
         target_ids,
         inv_temperature,
         1.0 if softcap is None else float(softcap),

@@ -2,10 +2,12 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <limits>
 #include <random>
+#include <span>
 #include <vector>
 
 using archer_fast::simd_levels;
@@ -145,4 +147,31 @@ TEST_CASE("an overflow out of finite numbers stays in its segment") {
       check_close(y, wanted);
     }
   }
+}
+
+template <class Offset>
+void check_copies() {
+  const auto copy = [](const std::vector<Offset>& cu, std::int64_t total) {
+    std::vector<std::int32_t> out(cu.size() + 1, -7);
+    const bool rises = archer_fast::copy_offsets(std::span<const Offset>(cu), total, out.data());
+    CHECK(out.back() == -7);
+    out.pop_back();
+    if (rises) CHECK(std::equal(out.begin(), out.end(), cu.begin()));
+    return rises;
+  };
+  CHECK(copy({0}, 0));
+  CHECK(copy({0, 0, 3, 3, 9}, 9));
+  CHECK_FALSE(copy({0}, 1));
+  CHECK_FALSE(copy({1, 9}, 9));
+  CHECK_FALSE(copy({0, 8}, 9));
+  CHECK_FALSE(copy({0, 5, 3, 9}, 9));
+  CHECK_FALSE(copy({0, -1, 9}, 9));
+}
+
+TEST_CASE("offsets that do not rise from 0 to the end are told") {
+  check_copies<std::int32_t>();
+  check_copies<std::int64_t>();
+  const std::vector<std::int64_t> wraps = {0, (std::int64_t{1} << 32) + 9};
+  std::int32_t out[2];
+  CHECK_FALSE(archer_fast::copy_offsets(std::span(wraps), 9, out));
 }

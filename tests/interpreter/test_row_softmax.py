@@ -91,14 +91,17 @@ def backward(
     problem: Problem,
     grads: Grads,
     out: Tensor | None = None,
+    tiles: list[tuple[int, int]] | None = None,
 ) -> Tensor:
-    """In place on a copy of the logits where no `out` is given."""
+    """In place on a copy of the logits where no `out` is given; a tile of columns at a time, or all of them."""
     exact, row_max, log_sum = plain(problem, torch.float64), *maximum_and_log_sum(problem)
     out = problem.logits.clone() if out is None else out
     logits = out if out.dtype == problem.logits.dtype else problem.logits
     target_ids, inv_temperature, softcap = problem[1:]
     entropy = exact.entropy.float()
-    launch.softmax_backward(logits, target_ids, inv_temperature, softcap, row_max, log_sum, entropy, *grads, out)
+    for first, end in tiles or [(0, problem.logits.shape[1])]:
+        tile = logits[:, first:end], first, target_ids, inv_temperature, softcap
+        launch.softmax_backward(*tile, row_max, log_sum, entropy, *grads, out[:, first:end])
     return out
 
 

@@ -46,11 +46,21 @@ def problem(kind: str, n: int, v: int) -> tuple[Tensor, Tensor, Tensor]:
 KINDS = ["random", "peaked", "peaked at the target", "near -256", "last column", "masked"]
 
 
+def columns_contiguous(logits: Tensor) -> Tensor:
+    """As the op lays them out on a CPU."""
+    return logits.T.contiguous().T
+
+
 def scores(rows: Any, dtype: torch.dtype, inputs: tuple[Tensor, ...], softcap: float | None, tile: int) -> Tensor:
     """[4, n]: logprobs, entropy, row_max, log_sum, by the row functions of a module, over tiles of columns."""
     logits, target_ids, inv_temperature = inputs
-    logits, inv_temperature = logits.to(dtype), inv_temperature.to(dtype)
-    state = torch.tensor([-torch.inf, 0, 0, torch.nan], dtype=dtype).repeat(len(logits), 1)
+    return scores_of(rows, (columns_contiguous(logits.to(dtype)), target_ids, inv_temperature.to(dtype)), softcap, tile)
+
+
+def scores_of(rows: Any, inputs: tuple[Tensor, ...], softcap: float | None, tile: int) -> Tensor:
+    """`scores` of logits where they lie."""
+    logits, target_ids, inv_temperature = inputs
+    state = torch.tensor([-torch.inf, 0, 0, torch.nan], dtype=logits.dtype).repeat(len(logits), 1)
     for start in range(0, logits.shape[1], tile):
         rows.softmax_update(logits[:, start : start + tile], start, target_ids, inv_temperature, softcap, state)
     m, s, t, at_target = state.unbind(1)
@@ -58,26 +68,24 @@ def scores(rows: Any, dtype: torch.dtype, inputs: tuple[Tensor, ...], softcap: f
 
 
 def gradient(
-    rows: Any, dtype: torch.dtype, inputs: tuple[Tensor, ...], softcap: float | None, given: Tensor, upstream: Tensor
+    rows: Any,
+    dtype: torch.dtype,
+    inputs: tuple[Tensor, ...],
+    softcap: float | None,
+    given: Tensor,
+    upstream: Tensor,
+    tile: int = 1 << 20,
 ) -> Tensor:
-    """[n, v] out of `scores` [4, n] and upstream gradients [3, n] of log-prob, entropy, lse."""
+    """[n, v] out of `scores` [4, n] and upstream gradients [3, n] of log-prob, entropy, lse; in place, tile by tile."""
     logits, target_ids, inv_temperature = inputs
-    logits = logits.to(dtype, copy=True)
+    logits = columns_contiguous(logits.to(dtype)).clone()
     _, entropy, row_max, log_sum = given.to(dtype).unbind()
     of_logprobs, of_entropy, of_lse = upstream.to(dtype).unbind()
-    rows.softmax_backward(
-        logits,
-        target_ids,
-        inv_temperature.to(dtype),
-        softcap,
-        row_max,
-        log_sum,
-        entropy,
-        of_logprobs,
-        of_entropy if of_entropy.any() else None,
-        of_lse if of_lse.any() else None,
-        logits,
-    )
+    statistics = row_max, log_sum, entropy, of_logprobs
+    others = of_entropy if of_entropy.any() else None, of_lse if of_lse.any() else None
+    for start in range(0, logits.shape[1], tile):
+        part = logits[:, start : start + tile]
+        rows.softmax_backward(part, start, target_ids, inv_temperature.to(dtype), softcap, *statistics, *others, part)
     return logits
 
 
@@ -117,31 +125,35 @@ def test_softmax(n: int, v: int, tile: int, kind: str, softcap: float | None, up
     for row in range(4):
         assert_no_worse(mine[row], plain[row], exact_scores[row])
     assert (mine[0] <= 0).all() and (mine[1] >= -1e-6).all()
-    found = gradient(cpu, torch.float32, inputs, softcap, mine, given)
-    assert_no_worse(found, gradient(reference, torch.float32, inputs, softcap, plain, given), exact_gradient)
+    found = gradient(cpu, torch.float32, inputs, softcap, mine, given, tile)
+    assert_no_worse(found, gradient(reference, torch.float32, inputs, softcap, plain, given, tile), exact_gradient)
 
 
-def test_rows_of_a_larger_matrix_and_its_other_columns_are_left_alone() -> None:
-    inputs = problem("random", 6, V)
-    wide = torch.full((6, V + 50), torch.nan)
-    wide[:, 20 : 20 + V] = inputs[0]
-    view = wide[:, 20 : 20 + V]
-    given = scores(cpu, torch.float32, (view, *inputs[1:]), None, 100)
-    assert torch.equal(given, scores(cpu, torch.float32, inputs, None, 100))
+def test_rows_of_a_larger_matrix_and_its_other_rows_are_left_alone() -> None:
+    """In place, and from there into other memory: where the weight's gradient lends its own, rows are H apart."""
+    inputs = problem("random", 70, V)
+    given = scores(cpu, torch.float32, inputs, None, 100)
     _, entropy, row_max, log_sum = given.unbind()
-    cpu.softmax_backward(view, *inputs[1:], None, row_max, log_sum, entropy, torch.ones(6), None, None, view)
-    wanted = gradient(cpu, torch.float32, inputs, None, given, torch.tensor([[1.0], [0], [0]]).repeat(1, 6))
-    assert torch.equal(view, wanted)
-    assert wide[:, :20].isnan().all() and wide[:, 20 + V :].isnan().all()
+    wanted = gradient(cpu, torch.float32, inputs, None, given, torch.tensor([[1.0], [0], [0]]).repeat(1, 70))
+    for is_in_place in (True, False):
+        wide = torch.full((V, 100), torch.nan)
+        view = wide[:, 20:90].T
+        view.copy_(inputs[0])
+        assert torch.equal(given, scores_of(cpu, (view, *inputs[1:]), None, 100))
+        out = view if is_in_place else torch.full((V, 75), torch.nan)[:, :70].T
+        cpu.softmax_backward(view, 0, *inputs[1:], None, row_max, log_sum, entropy, torch.ones(70), None, None, out)
+        assert torch.equal(out, wanted)
+        assert is_in_place or torch.equal(view, inputs[0])
+        assert wide[:, :20].isnan().all() and wide[:, 90:].isnan().all()
 
 
 def test_threads_do_not_change_a_bit() -> None:
-    inputs = problem("random", 64, 70_001)  # enough elements for threads to be made
-    upstream = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
+    inputs = problem("random", 200, 30_001)  # enough elements for threads to be made
+    upstream = torch.randn(3, 200, generator=torch.Generator().manual_seed(1))
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        values = scores(cpu, torch.float32, inputs, None, 70_001)
+        values = scores(cpu, torch.float32, inputs, None, 30_001)
         results.append((values, gradient(cpu, torch.float32, inputs, None, values, upstream)))
     for values, grad in results[1:]:
         assert torch.equal(values, results[0][0]) and torch.equal(grad, results[0][1])
@@ -230,11 +242,16 @@ def test_unknown_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_that_would_be_misread_never_reaches_the_core() -> None:
     inputs = problem("random", 4, 16)
     state = torch.zeros(4, 4)
-    for bad in (inputs[0].double(), inputs[0].T, inputs[0][:, ::2], inputs[0][:3]):
+    logits = columns_contiguous(inputs[0])
+    for bad in (logits.double(), inputs[0], columns_contiguous(torch.zeros(8, 16))[::2], logits[:3]):
         with pytest.raises(AssertionError):
             cpu.softmax_update(bad, 0, *inputs[1:], None, state)
     with pytest.raises(AssertionError):
-        cpu.softmax_update(inputs[0], 0, inputs[1].int(), inputs[2], None, state)
+        cpu.softmax_update(logits, 0, inputs[1].int(), inputs[2], None, state)
+    logits = torch.zeros(100).as_strided((4, 16), (1, 4))
+    for out in (inputs[0], logits[:, :8], logits.as_strided((4, 16), (1, 5)), torch.zeros(16, 4).T.double()):
+        with pytest.raises(AssertionError):
+            cpu.softmax_backward(logits, 0, *inputs[1:], None, *torch.zeros(4, 4), None, None, out)
     with pytest.raises(AssertionError):
         cpu.segment_scan(torch.zeros(4)[::2], torch.zeros(2), torch.tensor([0, 2]).int(), torch.zeros(2))
 

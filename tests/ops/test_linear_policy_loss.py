@@ -146,20 +146,21 @@ def test_float64_runs_on_the_reference_and_is_exact() -> None:
 
 def test_three_products_with_the_vocabulary_and_no_fourth(impl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """One product [N, V] for logits, one for each gradient: a per-token API needs the first twice."""
-    flops = {"forward": 0, "hidden": 0, "weight": 0}
-
-    def count(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            logits = args[0] if name != "weight" else args[1]
-            flops[name] += logits.numel()
-            return function(*args, **kwargs)
-
-        return counted
-
-    monkeypatch.setattr(lm_head, "_product", count("forward", lm_head._product))
-    monkeypatch.setattr(lm_head, "_times_weight", count("hidden", lm_head._times_weight))
-    monkeypatch.setattr(lm_head, "_add_product", count("weight", lm_head._add_product))
     inputs = problem(20)
+    flops = {"forward": 0, "hidden": 0, "weight": 0}
+    product, add_product = lm_head._product, lm_head._add_product
+
+    def count_logits(out: Tensor, hidden: Tensor, weight: Tensor) -> None:
+        flops["forward"] += out.numel()
+        product(out, hidden, weight)
+
+    def count_gradients(total: Tensor, left: Tensor, right: Tensor, is_first: bool) -> None:
+        is_weight = right.untyped_storage().data_ptr() == inputs[1].untyped_storage().data_ptr()
+        flops["hidden" if is_weight else "weight"] += left.numel()
+        add_product(total, left, right, is_first)
+
+    monkeypatch.setattr(lm_head, "_product", count_logits)
+    monkeypatch.setattr(lm_head, "_add_product", count_gradients)
     linear_policy_loss(*inputs, per_row(20, 2), impl=impl).loss.backward()
     assert flops == {"forward": 20 * V, "hidden": 20 * V, "weight": 20 * V}
     linear_logprobs(*inputs, impl=impl).logprobs.sum().backward()

@@ -253,6 +253,7 @@ RISE = "cu: wanted offsets that rise from 0 to 9"
         ({"cu": torch.tensor([], dtype=torch.int32)}, ValueError, r"cu: wanted \[B\+1\], got \(0,\)"),
         ({"cu": torch.tensor([1, 9])}, ValueError, rf"{RISE}, got \[1, 9\]"),
         ({"cu": torch.tensor([0, 8])}, ValueError, rf"{RISE}, got \[0, 8\]"),
+        (dict.fromkeys("ab", torch.ones(1).expand(2**31)), ValueError, r"b: wanted fewer than 2\*\*31 tokens, .* 2147"),
         ({"cu": torch.tensor([0, 10])}, ValueError, rf"{RISE}, got \[0, 10\]"),
         ({"cu": torch.tensor([0, 9 + 2**32])}, ValueError, rf"{RISE}, got \[0, 4294967305\]"),
         ({"cu": torch.tensor([0, 5, 3, 9])}, ValueError, rf"{RISE}, got \[0, 5, 3, 9\]"),
