@@ -58,6 +58,7 @@ def provenance() -> str:
         "command": command(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        "memory": "freed memory stays with the process (benchmarks/conftest.py), but where extra memory is measured",
         "GPU": "not measured: these benchmarks run on the CPU; tests with `-m gpu` run where there is a card",
         "peers": ", ".join(f"{name} {version(name)}" for name in PEERS),
     }
