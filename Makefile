@@ -22,7 +22,7 @@ help:
 	  'make train      install, then train the default agent   (ARGS="..." for archer-fast train)' \
 	  'make test       every check but the slow tests          (ARGS="..." for pytest)' \
 	  'make test-all   every check, slow tests too; those of a GPU where there is one' \
-	  'make bench      the benchmarks (about 40 minutes)' \
+	  'make bench      the benchmarks: an hour or more, on a machine that does nothing else' \
 	  'make lint       formatting, ruff, clang-format, types' \
 	  'make format     rewrite the sources in their format' \
 	  'make clean      remove what was built; .venv stays'

@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
         if not torch.cuda.is_available():
             for item in on_gpu:
-                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU: `make test-all` runs it where one is"))
 
 
 @pytest.fixture

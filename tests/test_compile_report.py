@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("triton", reason="compiles Triton kernels")
+pytest.importorskip("triton", reason="compiles Triton kernels; `make test` installs Triton")
 
 from archer_fast import compile_report
 from archer_fast.cli_bench import _cells

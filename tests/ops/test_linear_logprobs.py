@@ -1,4 +1,4 @@
-"""linear_logprobs against float64 truth: values and gradients where peers went wrong, and every bad input."""
+"""linear_logprobs against float64 truth: values and gradients where peers went wrong."""
 
 from __future__ import annotations
 
@@ -392,62 +392,3 @@ def test_second_derivatives_are_refused() -> None:
     )
     with pytest.raises(RuntimeError, match="linear_logprobs_backward"):
         gradient.sum().backward()
-
-
-GOOD: dict[str, Any] = {"hidden": torch.zeros(4, 3), "weight": torch.zeros(5, 3), "target_ids": torch.zeros(4).long()}
-
-
-class Sharded(Tensor):
-    """What tells a DTensor from a tensor."""
-
-    def full_tensor(self) -> Tensor:
-        return self
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"hidden": torch.zeros(4, 2)}, ValueError, r"hidden, weight: wanted \[T, H\] and \[V, H\], got \(4, 2\)"),
-        ({"hidden": torch.zeros(2, 2, 3)}, ValueError, r"hidden, weight: .* got \(2, 2, 3\)"),
-        ({"weight": torch.zeros(3)}, ValueError, r"hidden, weight: .* got \(4, 3\) and \(3,\)"),
-        ({"weight": torch.zeros(0, 3)}, ValueError, r"weight: wanted a vocabulary of at least one token, got \(0, 3\)"),
-        ({"weight": torch.zeros(5, 3).as_subclass(Sharded)}, TypeError, "weight: wanted a plain tensor, got a DTensor"),
-        ({"weight": torch.zeros(5, 3).half()}, TypeError, "weight: wanted .* hidden's dtype, got torch.float16 beside"),
-        ({"hidden": torch.zeros(4, 3).int()}, TypeError, "hidden: wanted a float tensor .* got torch.int32"),
-        ({"target_ids": torch.zeros(4).int()}, TypeError, "target_ids: wanted int64, got torch.int32"),
-        ({"target_ids": torch.zeros(3).long()}, ValueError, r"target_ids: wanted one a scored row \(4\), got \(3,\)"),
-        ({"target_ids": torch.zeros(4, 1).long()}, ValueError, r"target_ids: wanted one dimension, got \(4, 1"),
-        ({"rows": torch.tensor([0, 1])}, ValueError, r"target_ids: wanted one a scored row \(2\), got \(4,\)"),
-        ({"rows": torch.tensor([0, 1, 2, 3]).int()}, TypeError, "rows: wanted int64, got torch.int32"),
-        ({"rows": torch.zeros(4, device="meta").long()}, ValueError, "rows: wanted cpu, where hidden is, got meta"),
-        ({"temperature": 0.0}, ValueError, r"temperature: wanted a finite number above 0.* got 0\.0"),
-        ({"temperature": -1.0}, ValueError, "temperature: wanted a finite number above 0.* got -1"),
-        ({"temperature": math.nan}, ValueError, "temperature: wanted a finite number above 0.* got nan"),
-        ({"temperature": torch.ones(3)}, ValueError, r"temperature: wanted one a scored row \(4\), got \(3,\)"),
-        ({"temperature": torch.tensor([1.0, 1, 0, 1])}, ValueError, "temperature: wanted finite numbers above 0"),
-        ({"temperature": torch.tensor([1.0, 1, -2, 1])}, ValueError, "temperature: wanted finite numbers above 0"),
-        ({"temperature": torch.ones(4, requires_grad=True)}, ValueError, "temperature: no gradient is computed"),
-        ({"temperature": "hot"}, ValueError, "temperature: wanted a finite number above 0.* got 'hot'"),
-        ({"temperature": 1e-40}, ValueError, "temperature: wanted a finite number above 0.* got 1e-40"),
-        ({"softcap": math.inf}, ValueError, "softcap: wanted a finite number above 0 or None, got inf"),
-        ({"target_ids": [0, 1, 2, 3]}, TypeError, "target_ids: wanted a tensor, got list"),
-        ({"rows": torch.tensor(3)}, ValueError, r"rows: wanted one dimension, got \(\)"),
-        ({"hidden": torch.zeros(4, 3).as_subclass(Sharded)}, TypeError, "hidden: wanted a plain tensor, got a DTensor"),
-        ({"weight": torch.zeros(5, 3, device="meta")}, ValueError, "weight: wanted cpu, where hidden is, got meta"),
-        ({"bias": torch.zeros(4)}, ValueError, r"bias: wanted \[V\] = \(5,\), got \(4,\)"),
-        ({"softcap": 0.0}, ValueError, r"softcap: wanted a finite number above 0 or None, got 0\.0"),
-        ({"target_ids": torch.tensor([0, 1, 2, 5])}, ValueError, r"target_ids: wanted values in \[0, 5\), got 0 .. 5"),
-        ({"target_ids": torch.tensor([0, 1, 2, -1])}, ValueError, r"target_ids: wanted .* got -1 .. 2"),
-        ({"rows": torch.tensor([0, 1, 2, 4])}, ValueError, r"rows: wanted values in \[0, 4\), got 0 .. 4"),
-        ({"impl": "cuda"}, ValueError, "impl: wanted one of reference, cpu, triton or None, got 'cuda'"),
-        ({"impl": "triton"}, ValueError, "impl: 'triton' wants CUDA tensors .* got cpu"),
-        (
-            {"impl": "cpu", "hidden": torch.zeros(4, 3).double(), "weight": torch.zeros(5, 3).double()},
-            ValueError,
-            "impl: 'cpu' computes in float32; float64 operands need 'reference'",
-        ),
-    ],
-)
-def test_bad_input_is_refused(changes: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        linear_logprobs(**(GOOD | changes))

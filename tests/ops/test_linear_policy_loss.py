@@ -1,4 +1,4 @@
-"""linear_policy_loss against the same loss in plain torch on linear_logprobs, and every bad input."""
+"""linear_policy_loss against the same loss in plain torch on linear_logprobs."""
 
 from __future__ import annotations
 
@@ -372,43 +372,19 @@ def test_opcheck(impl: Any) -> None:
     torch.library.opcheck(torch.ops.archer_fast.linear_policy_loss.default, args)
 
 
-GOOD: dict[str, Any] = {
-    "hidden": torch.zeros(4, 3),
-    "weight": torch.zeros(5, 3),
-    "target_ids": torch.zeros(4).long(),
-    "advantages": torch.zeros(4),
-}
+def test_sums_of_float16_rows_outgrow_float16_before_they_are_divided(impl: Any) -> None:
+    """1,600 rows that pull the same way by 50 each: 80,000 is more than 65,504."""
+    hidden = torch.full((1600, 1), 100.0, dtype=torch.float16)
+    weight = torch.zeros(2, 1, dtype=torch.float16, requires_grad=True)
+    linear_policy_loss(hidden, weight, torch.zeros(1600).long(), torch.ones(1600), impl=impl).loss.backward()
+    assert weight.grad is not None and weight.grad.flatten().tolist() == [-50.0, 50.0]
 
 
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"hidden": torch.zeros(4, 2)}, ValueError, r"hidden, weight: wanted \[T, H\] and \[V, H\]"),
-        ({"target_ids": torch.tensor([0, 1, 2, 5])}, ValueError, r"target_ids: wanted values in \[0, 5\)"),
-        ({"advantages": torch.zeros(3)}, ValueError, r"advantages: wanted one a scored row \(4\), got \(3,\)"),
-        ({"advantages": torch.zeros(4).long()}, TypeError, "advantages: wanted a float tensor, got torch.int64"),
-        ({"advantages": torch.zeros(4, requires_grad=True)}, ValueError, "advantages: no gradient .* detach it"),
-        ({"advantages": torch.zeros(4, device="meta")}, ValueError, "advantages: wanted cpu, .* got meta"),
-        ({"kind": "dpo"}, ValueError, "kind: wanted one of reinforce, ppo_clip, awr, got 'dpo'"),
-        ({"kind": "ppo_clip"}, ValueError, "rollout_logprobs: kind 'ppo_clip' wants .* got None"),
-        ({"kl_coef": 0.1}, ValueError, "ref_logprobs: kl_coef 0.1 wants .* got None"),
-        ({"ref_logprobs": torch.zeros(5)}, ValueError, r"ref_logprobs: wanted one a scored row \(4\), got \(5,\)"),
-        ({"clip_low": 1.5}, ValueError, "clip_low, clip_high: wanted 0 <= clip_low <= 1 .* got 1.5, 0.2"),
-        ({"clip_high": -0.1}, ValueError, "clip_low, clip_high: .* got 0.2, -0.1"),
-        ({"num_actions": 0}, ValueError, "num_actions: wanted an integer above 0 or None, got 0"),
-        ({"num_actions": 2.5}, ValueError, "num_actions: wanted an integer above 0 or None, got 2.5"),
-        (
-            {"kl_coef": math.nan, "ref_logprobs": torch.zeros(4)},
-            ValueError,
-            "kl_coef: wanted a finite number, 0 or more, got nan",
-        ),
-        ({"entropy_coef": math.inf}, ValueError, "entropy_coef: wanted a finite number, got inf"),
-        ({"advantages": [0.0] * 4}, TypeError, "advantages: wanted a tensor, got list"),
-        ({"awr_max_weight": 0.0}, ValueError, "awr_max_weight: wanted a number above 0, got 0.0"),
-        ({"temperature": 0.0}, ValueError, "temperature: wanted a finite number above 0"),
-        ({"impl": "fast"}, ValueError, "impl: wanted one of reference, cpu, triton or None, got 'fast'"),
-    ],
-)
-def test_bad_input_is_refused(changes: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        linear_policy_loss(**(GOOD | changes))
+def test_a_reference_that_excludes_a_token_spoils_nothing_but_its_own_metric(impl: Any) -> None:
+    """With kl_coef 0 it is there to be looked at: 0 times infinity would make the policy's loss NaN."""
+    inputs, advantages = problem(2), torch.tensor([1.0, -1.0])
+    out = linear_policy_loss(*inputs, advantages, ref_logprobs=torch.tensor([-torch.inf, -1.0]), impl=impl)
+    plain_out = linear_policy_loss(*inputs, advantages, impl=impl)
+    assert torch.equal(out.loss, plain_out.loss)
+    assert torch.equal(out.metrics.policy_loss, plain_out.metrics.policy_loss)
+    assert out.metrics.ref_kl is not None and out.metrics.ref_kl.isinf()

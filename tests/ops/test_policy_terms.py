@@ -58,6 +58,13 @@ def test_the_derivatives_by_hand_are_those_of_autograd(kind: str) -> None:
             assert min((ours < 0.8).sum(), (ours > 1.3).sum(), ((ours > 0.8) & (ours < 1.3)).sum()) > 0
 
 
+def test_an_infinite_ratio_of_advantage_zero_has_no_say() -> None:
+    """The rollout policy excluded what this one would say: infinity times 0 would be NaN."""
+    rollout = torch.tensor([-torch.inf, -1.0])
+    found = terms("ppo_clip", torch.tensor([-1.0, -1.0]), torch.tensor([0.0, 2.0]), rollout_logprobs=rollout)
+    assert found.loss.tolist() == [0, -2] and found.grad_logprobs.tolist() == [0, -2]
+
+
 def test_without_an_entropy_bonus_nothing_is_asked_of_the_entropy() -> None:
     assert terms("reinforce", torch.zeros(2), torch.ones(2)).grad_entropy is None
 

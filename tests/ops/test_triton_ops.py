@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-pytest.importorskip("triton", reason="registers triton_ops")
+pytest.importorskip("triton", reason="registers triton_ops; `make test` installs Triton")
 
 PROGRAM = """
 import sys
