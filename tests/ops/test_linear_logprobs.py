@@ -240,28 +240,6 @@ def test_meta_tensors_tell_shapes() -> None:
     assert out.logprobs.is_meta and out.logprobs.shape == (5,) and out.logprobs.dtype == torch.float32
 
 
-def test_nothing_of_n_by_v_is_allocated(cpu_impl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The largest tensor made, forward and backward, is a chunk: seen by a spy on every allocation."""
-    monkeypatch.setattr(lm_head, "CHUNK_BYTES", {"cpu": 16 * 4 * V})
-    sizes: list[int] = []
-
-    class Spy(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore[misc]
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = func(*args, **(kwargs or {}))
-            sizes.extend(x.numel() for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, Tensor))
-            return out
-
-    head = lm_head.LmHead(
-        *(x.detach() for x in problem(200)[:2]), problem(200)[2], None, None, torch.ones(200), None, cpu_impl
-    )
-    with Spy():
-        lm_head.score(head, scoring_only=True)
-        loop = lm_head.ChunkLoop(head, needs=(True, False, False))
-        for chunk in loop.chunks():
-            loop.backward(chunk, loop.scores(chunk), torch.ones(len(chunk.hidden)), None, None)
-    assert max(sizes) == max(V * H, 16 * V)
-
-
 def test_a_sure_row_has_no_gradient(impl: Any, pieces: str) -> None:
     """Logits of a thousand made again in other pieces differ in a last bit, worth 6e-5 of a probability."""
     hidden, weight, _ = (x.detach() for x in problem(63))
@@ -324,15 +302,6 @@ def test_half_precision_is_no_worse_than_plain_torch(impl: Any, pieces: str, dty
         assert gradients[0][0].dtype == gradients[0][1].dtype == dtype
         for found in zip(*gradients, strict=True):
             assert_no_worse(*found)
-
-
-def test_sums_over_chunks_are_kept_in_float32(impl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In bfloat16, 400 equal contributions to dWeight would stop adding up at 256."""
-    monkeypatch.setattr(lm_head, "MAX_CHUNK_ROWS", {"cpu": 8, "cuda": 8})
-    hidden = torch.ones(3200, 1, dtype=torch.bfloat16)
-    weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
-    linear_logprobs(hidden, weight, torch.zeros(3200).long(), impl=impl).logprobs.sum().backward()
-    assert weight.grad is not None and weight.grad.flatten().tolist() == [1600.0, -1600.0]
 
 
 def test_autocast_scores_in_its_own_dtype(impl: Any) -> None:

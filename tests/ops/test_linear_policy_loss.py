@@ -12,7 +12,7 @@ from lm_head_cases import KINDS, V, assert_no_worse, normal, plain, problem
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from archer_fast.ops import last_impl, linear_logprobs, linear_policy_loss, lm_head
+from archer_fast.ops import last_impl, linear_logprobs, linear_policy_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread", "poisoned_memory")
 
@@ -144,29 +144,6 @@ def test_float64_runs_on_the_reference_and_is_exact() -> None:
         torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-14)
 
 
-def test_three_products_with_the_vocabulary_and_no_fourth(impl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One product [N, V] for logits, one for each gradient: a per-token API needs the first twice."""
-    inputs = problem(20)
-    flops = {"forward": 0, "hidden": 0, "weight": 0}
-    product, add_product = lm_head._product, lm_head._add_product
-
-    def count_logits(out: Tensor, hidden: Tensor, weight: Tensor) -> None:
-        flops["forward"] += out.numel()
-        product(out, hidden, weight)
-
-    def count_gradients(total: Tensor, left: Tensor, right: Tensor, is_first: bool) -> None:
-        is_weight = right.untyped_storage().data_ptr() == inputs[1].untyped_storage().data_ptr()
-        flops["hidden" if is_weight else "weight"] += left.numel()
-        add_product(total, left, right, is_first)
-
-    monkeypatch.setattr(lm_head, "_product", count_logits)
-    monkeypatch.setattr(lm_head, "_add_product", count_gradients)
-    linear_policy_loss(*inputs, per_row(20, 2), impl=impl).loss.backward()
-    assert flops == {"forward": 20 * V, "hidden": 20 * V, "weight": 20 * V}
-    linear_logprobs(*inputs, impl=impl).logprobs.sum().backward()
-    assert flops == {"forward": 60 * V, "hidden": 40 * V, "weight": 40 * V}
-
-
 def test_the_metrics_by_hand(impl: Any) -> None:
     weight = torch.eye(2, requires_grad=True)
     hidden = torch.tensor([[0.0, 0.0], [0.0, 0.0], [math.log(3.0), 0.0]])
@@ -219,18 +196,6 @@ def test_a_token_of_advantage_zero_that_is_now_excluded_has_no_say(impl: Any) ->
     assert out.loss.isfinite()
     gradients = torch.autograd.grad(out.loss, (hidden, weight))
     assert (gradients[0][0] == 0).all() and all(g.isfinite().all() for g in gradients)
-
-
-def test_without_gradients_only_tiles_are_made(cpu_impl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lm_head, "COLUMN_BLOCK", 100)
-    widths: list[int] = []
-    product = lm_head._product
-    monkeypatch.setattr(lm_head, "_product", lambda out, *a: [widths.append(out.shape[1]), product(out, *a)][1])
-    inputs = problem(20)
-    with torch.no_grad():
-        out = linear_policy_loss(*inputs, per_row(20, 2), impl=cpu_impl)
-    assert not out.loss.requires_grad and set(widths) == {100, 3}
-    torch.testing.assert_close(out.loss, linear_policy_loss(*inputs, per_row(20, 2), impl=cpu_impl).loss.detach())
 
 
 @pytest.mark.parametrize("trained", [0, 1])
@@ -370,14 +335,6 @@ def test_opcheck(impl: Any) -> None:
     # One action: backward scales the op's own output in place, which opcheck compares with a compiled twin's.
     args = (hidden, weight, target_ids, a, None, None, a, a, ones, None, "ppo_clip", coefficients, 1, needs, impl)
     torch.library.opcheck(torch.ops.archer_fast.linear_policy_loss.default, args)
-
-
-def test_sums_of_float16_rows_outgrow_float16_before_they_are_divided(impl: Any) -> None:
-    """1,600 rows that pull the same way by 50 each: 80,000 is more than 65,504."""
-    hidden = torch.full((1600, 1), 100.0, dtype=torch.float16)
-    weight = torch.zeros(2, 1, dtype=torch.float16, requires_grad=True)
-    linear_policy_loss(hidden, weight, torch.zeros(1600).long(), torch.ones(1600), impl=impl).loss.backward()
-    assert weight.grad is not None and weight.grad.flatten().tolist() == [-50.0, 50.0]
 
 
 def test_a_reference_that_excludes_a_token_spoils_nothing_but_its_own_metric(impl: Any) -> None:
