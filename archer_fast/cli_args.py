@@ -136,9 +136,10 @@ class BenchArgs:
     """Measure the operations beside their peers, or compile the Triton kernels for GPUs that need not be here.
 
     `archer-fast bench kernels` runs bench_ops.py and bench_scans.py of the repository's benchmarks/: times, memory and
-    errors of every operation on this machine. `archer-fast bench kernels --compile-report` needs no GPU: every
-    configuration that a launch can choose is compiled for sm_80 (A100), sm_90 (H100) and sm_100 (B200); the exit
-    status is 1 where registers spill, shared memory is short, or tensor cores stay idle.
+    errors of every operation on this machine's GPU (7B shapes, bfloat16), or on its CPU where it has none.
+    `archer-fast bench kernels --compile-report` needs no GPU: every configuration that a launch can choose is compiled
+    for sm_80 (A100), sm_90 (H100) and sm_100 (B200); the exit status is 1 where registers spill, shared memory is
+    short, or tensor cores stay idle.
     """
 
     what: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="kernels")]

@@ -63,7 +63,14 @@ class Adding:
         torch.add(self.x, self.y, out=self.z)
 
 
-def test_scan(benchmark: Any, rows: list[ScanRow], pytestconfig: pytest.Config, index: int, rival: ScanRival) -> None:
+def test_scan(
+    benchmark: Any,
+    rows: list[ScanRow],
+    pytestconfig: pytest.Config,
+    ops_device: str,
+    index: int,
+    rival: ScanRival,
+) -> None:
     sizes = pytestconfig.getoption("--ops-sizes")
     case = cases(sizes)[index]
     row = ScanRow(case.name, case.total, rival.name)

@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_sections import SECTIONS, SHOWN_HERE
+import torch
+from page_sections import DEVICE, SECTIONS, SHOWN_HERE
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("benchmarks of the ops")
     group.addoption("--ops-table", type=Path, metavar="FILE", help="write the page of the ops' benchmarks, as markdown")
     group.addoption("--ops-sizes", choices=("full", "tiny"), default="full", help="tiny: to check that all of it runs")
+    group.addoption(
+        "--ops-device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="cuda: bfloat16 at the shapes of 7B models; auto (default): where there is a GPU",
+    )
     group.addoption("--ops-seconds", type=float, default=5.0, help="how long to time one row (default 5)")
     group.addoption("--ops-no-memory", action="store_true", help="do not start a process a row to see its memory")
     group.addoption(
@@ -27,7 +34,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[SECTIONS] = {}
+    device = config.getoption("--ops-device")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--ops-device cuda: wanted a GPU that torch can use, got none")
+    config.stash[DEVICE] = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     keep_freed_memory()
+
+
+@pytest.fixture
+def ops_device(pytestconfig: pytest.Config) -> Iterator[str]:
+    """Where the ops' benchmarks make their tensors."""
+    device = pytestconfig.stash[DEVICE]
+    torch.set_default_device(device)
+    yield device
+    torch.set_default_device(None)
 
 
 def keep_freed_memory() -> None:
@@ -57,7 +77,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     from report_page import page
 
-    text = page([section for make in makers.values() for section in make()])
+    text = page(config.stash[DEVICE], [section for make in makers.values() for section in make()])
     terminalreporter.write_sep("=", "ops")
     terminalreporter.write_line(text)
     path = config.getoption("--ops-table")

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
+
 MIN_ROUNDS, MAX_ROUNDS = 3, 200
 
 
@@ -19,9 +21,17 @@ class Timing(NamedTuple):
     rounds: int
 
 
+def synchronize() -> None:
+    """Wait for the GPU, where one is in use: its kernels run on after the call that started them."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 def seconds_of(function: Callable[[], Any]) -> float:
+    synchronize()
     begin = time.perf_counter()
     function()
+    synchronize()
     return time.perf_counter() - begin
 
 
@@ -43,6 +53,7 @@ def time_against(
 
     def run() -> None:
         candidate()  # its result is dropped here, not held while the next round runs
+        synchronize()
 
     def setup() -> None:
         prepare()

@@ -26,6 +26,7 @@ class Shape(NamedTuple):
 SHAPES = {
     "full": (Shape(2048, 256, 8192), Shape(1024, 576, 49152), Shape(1024, 768, 50257), Shape(512, 896, 151936)),
     "tiny": (Shape(96, 32, 503),),
+    "cuda": (Shape(8192, 4096, 32000), Shape(8192, 4096, 128256), Shape(8192, 3584, 152064)),  # Mistral, Llama 3, Qwen
 }
 FRACTIONS = (1.0, 0.37)  # of the tokens that are actions and so scored
 
@@ -33,8 +34,8 @@ FRACTIONS = (1.0, 0.37)  # of the tokens that are actions and so scored
 @dataclass(frozen=True)
 class Case:
     shape: Shape
-    hidden: Tensor  # [T, H] float32, a leaf
-    weight: Tensor  # [V, H] float32, a leaf
+    hidden: Tensor  # [T, H] float32, on a GPU bfloat16; a leaf
+    weight: Tensor  # [V, H], a leaf
     rows: Tensor | None  # [n] int64, rising: the positions scored; None: all
     target_ids: Tensor  # [n]
     advantages: Tensor  # [n]
@@ -77,16 +78,24 @@ class Errors(NamedTuple):
 
 
 def make_case(shape: Shape, fraction: float) -> Case:
-    """The same numbers in every process. Logits have a standard deviation of 2: neither flat nor of one token."""
-    generator = torch.Generator().manual_seed(0)
+    """The same numbers in every process, on torch's default device.
+
+    Logits have a standard deviation of 2: neither flat nor of one token.
+    """
+    device = torch.get_default_device()
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    generator = torch.Generator(device).manual_seed(0)
     num_rows = round(fraction * shape.tokens)
     rows = None
     if num_rows < shape.tokens:
         rows = torch.randperm(shape.tokens, generator=generator)[:num_rows].sort().values
     return Case(
         shape,
-        torch.randn(shape.tokens, shape.hidden, generator=generator).requires_grad_(),
-        torch.randn(shape.vocab, shape.hidden, generator=generator).mul_(2 * shape.hidden**-0.5).requires_grad_(),
+        torch.randn(shape.tokens, shape.hidden, generator=generator).to(dtype).requires_grad_(),
+        torch.randn(shape.vocab, shape.hidden, generator=generator)
+        .mul_(2 * shape.hidden**-0.5)
+        .to(dtype)
+        .requires_grad_(),
         rows,
         torch.randint(shape.vocab, (num_rows,), generator=generator),
         torch.randn(num_rows, generator=generator),
@@ -135,7 +144,7 @@ class Floor:
     def __init__(self, case: Case, work: Work) -> None:
         with torch.no_grad():
             self.hidden, self.weight = case.scored_hidden().clone(), case.weight.detach()
-        self.logits = torch.empty(case.num_rows, case.shape.vocab)
+        self.logits = torch.empty(case.num_rows, case.shape.vocab, dtype=self.hidden.dtype)
         self.d_hidden = torch.empty_like(self.hidden) if work == "train" else None
         self.d_weight = torch.empty_like(self.weight) if work == "train" else None
 

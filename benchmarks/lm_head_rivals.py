@@ -64,12 +64,19 @@ def per_token(logprobs: LogprobsFn) -> Solver:
     return lambda case: (None, logprobs(case.scored_hidden(), case.weight, case.target_ids))
 
 
+def check_impl(name: str, case: Case) -> None:
+    from archer_fast import ops
+
+    wanted = "triton" if case.hidden.is_cuda else "cpu"
+    assert ops.last_impl(name) == wanted, (name, wanted, ops.last_impl(name))
+
+
 def linear_logprobs() -> Mapping[str, Solver]:
     from archer_fast import ops
 
     def solver(case: Case) -> tuple[None, Tensor]:
         scores = ops.linear_logprobs(case.hidden, case.weight, case.target_ids, rows=case.rows)
-        assert ops.last_impl("linear_logprobs") == "cpu", ops.last_impl("linear_logprobs")
+        check_impl("linear_logprobs", case)
         return None, scores.logprobs
 
     return {"": solver}
@@ -80,7 +87,7 @@ def linear_policy_loss() -> Mapping[str, Solver]:
 
     def solver(case: Case) -> tuple[Tensor, Tensor]:
         made = ops.linear_policy_loss(case.hidden, case.weight, case.target_ids, case.advantages, rows=case.rows)
-        assert ops.last_impl("linear_policy_loss") == "cpu", ops.last_impl("linear_policy_loss")
+        check_impl("linear_policy_loss", case)
         return made.loss, made.logprobs
 
     return {"": solver}
@@ -120,10 +127,14 @@ def liger() -> Mapping[str, Solver]:
 
 
 def cut_cross_entropy() -> Mapping[str, Solver]:
-    """Its kernel needs CUDA; `torch_compile` is the implementation for everything else."""
+    """Its kernel `cce` needs CUDA; `torch_compile` is the implementation for everything else."""
     from cut_cross_entropy import linear_cross_entropy
 
-    return {"": per_token(lambda h, w, t: -linear_cross_entropy(h, w, t, reduction="none", impl="torch_compile"))}
+    def with_impl(impl: str) -> Solver:
+        return per_token(lambda h, w, t: -linear_cross_entropy(h, w, t, reduction="none", impl=impl))
+
+    impls = ("torch_compile", "cce") if torch.get_default_device().type == "cuda" else ("torch_compile",)
+    return {impl: with_impl(impl) for impl in impls}
 
 
 def trl_chunked() -> Mapping[str, Solver]:
@@ -142,7 +153,7 @@ RIVALS = (
     Rival("torch eager: log_softmax, gather", eager),
     Rival("original ArCHer: softmax, gather, log", softmax_then_log),
     Rival("torch linear_cross_entropy", torch_linear_cross_entropy),
-    Rival("liger-kernel scaled cross entropy (fallback)", liger, "liger_kernel", "liger-kernel"),
-    Rival("cut-cross-entropy (torch_compile)", cut_cross_entropy, "cut_cross_entropy", "cut-cross-entropy"),
+    Rival("liger-kernel scaled cross entropy", liger, "liger_kernel", "liger-kernel"),
+    Rival("cut-cross-entropy", cut_cross_entropy, "cut_cross_entropy", "cut-cross-entropy"),
     Rival("TRL _ChunkedLogProbFunction", trl_chunked, "trl", "trl"),
 )

@@ -12,10 +12,11 @@ from archer_fast.ops.lm_head import CHUNK_BYTES
 
 WORK_NAMES = {"score": "log-probs, no gradient", "train": "loss + backward"}
 NOTE = """\
-float32. Every row is one rival on one case; it is first compared with float64, and not timed if it is wrong. The loss
-is REINFORCE's, -(advantages * log-probs).sum() / n, so per-token APIs return unreduced losses; gradients of hidden and
-weight both. Where a setting decides a rival's speed, it runs with the fastest of those listed in
-`benchmarks/lm_head_rivals.py`, which its name shows.
+float32, on a GPU bfloat16 (where liger-kernel runs its Triton kernel; elsewhere its fallback in plain torch). Every row
+is one rival on one case; it is first compared with float64, and not timed if it is wrong. The loss is REINFORCE's,
+-(advantages * log-probs).sum() / n, so per-token APIs return unreduced losses; gradients of hidden and weight both.
+Where a setting decides a rival's speed, it runs with the fastest of those listed in `benchmarks/lm_head_rivals.py`,
+which its name shows.
 
 - rows: share of the tokens that are actions. Our ops take `rows=`; the others get gathered rows, which is timed.
 - x floor: median ratio to rounds of the floor that alternate with the rival's. The floor is bare `torch.mm` of whole
@@ -23,7 +24,8 @@ weight both. Where a setting decides a rival's speed, it runs with the fastest o
   backward. A chunk loop may beat a product of whole matrices on a CPU: a ratio below 1 is possible.
 - of all rows: time over that of the same rival on every row (ours: median ratio of rounds in turn; others: medians).
 - extra MB: what the resident set of a fresh process grows by at its peak, beyond inputs and gradients (VmHWM, set back
-  after a first call, so without what the first call leaves behind: code, thread pools, buffers of the maths library).
+  after a first call, so without what the first call leaves behind: code, thread pools, buffers of the maths library);
+  on a GPU what torch's allocator hands out at its peak.
 - errors: 2-norm of the difference to float64 over that of float64; of gradients the larger of hidden's and weight's."""
 COUNTED_NOTE = f"""\
 **Counted, not measured**: operations and bytes of each kernel by `benchmarks/roofline.py`, bf16 with float32 logits

@@ -9,4 +9,5 @@ import pytest
 
 # By name of a module: makes its sections of the rows it collected. Not in conftest.py: tests/ has one of that name too.
 SECTIONS = pytest.StashKey[dict[str, Callable[[], tuple[Any, ...]]]]()
+DEVICE = pytest.StashKey[str]()  # "cpu" or "cuda"
 SHOWN_HERE = "in_ops_page"  # key of extra_info: pytest-benchmark need not print a table of it as well

@@ -17,7 +17,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lm_head_case import Shape, Work, make_case
+import torch
+from lm_head_case import Case, Shape, Work, make_case
+from lm_head_rivals import Solver, solve
 
 # From 64 KB on every allocation is mapped and unmapped, so that no freed memory hides what the second call takes.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_TRIM_THRESHOLD_": "0"}
@@ -43,13 +45,22 @@ def peak_growth(function: Callable[[], object]) -> int:
 
 def extra_bytes(rivals: str, name: str, setting: str, work: Work, shape: Shape, fraction: float) -> int:
     """Of the rival `name` of the module `rivals`, in this process."""
-    from lm_head_rivals import solve
-
     rival = next(r for r in importlib.import_module(rivals).RIVALS if r.name == name)
     solver, case = rival.solvers()[setting], make_case(shape, fraction)
     solve(solver, case, work)
     case.clear_gradients()
     growth = peak_growth(lambda: solve(solver, case, work))
+    return growth - (case.gradient_bytes if work == "train" else 0)
+
+
+def extra_device_bytes(solver: Solver, case: Case, work: Work) -> int:
+    """On a GPU, in this process: what torch's allocator hands out at its peak beyond inputs and gradients."""
+    case.clear_gradients()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    solve(solver, case, work)
+    growth = torch.cuda.max_memory_allocated() - before
+    case.clear_gradients()
     return growth - (case.gradient_bytes if work == "train" else 0)
 
 

@@ -43,15 +43,16 @@ def table(section: Section) -> str:
     return "\n".join([line(section.header), line(rule), *map(line, section.rows)])
 
 
-def page(sections: Sequence[Section]) -> str:
-    parts = ["# Benchmarks of the ops", provenance()]
+def page(device: str, sections: Sequence[Section]) -> str:
+    parts = ["# Benchmarks of the ops", provenance(device)]
     for section in sections:
         parts += [f"## {section.title}", section.note, table(section)]
     return "\n\n".join(parts) + "\n"
 
 
-def provenance() -> str:
+def provenance(device: str) -> str:
     """Machine, commit, command, date, versions."""
+    gpu = torch.cuda.get_device_name() if device == "cuda" else "not measured: this page is of the CPU"
     facts = {
         "machine": f"{cpu_model()}, {os.cpu_count()} cores, {memory_gib():.0f} GiB, {platform.system()}",
         "commit": commit(),
@@ -59,7 +60,7 @@ def provenance() -> str:
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         "memory": "freed memory stays with the process (benchmarks/conftest.py), but where extra memory is measured",
-        "GPU": "not measured: these benchmarks run on the CPU; tests with `-m gpu` run where there is a card",
+        "GPU": gpu,
         "peers": ", ".join(f"{name} {version(name)}" for name in PEERS),
     }
     return "\n".join(f"- {name}: {fact}" for name, fact in facts.items())

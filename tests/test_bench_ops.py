@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -56,19 +57,24 @@ def module(monkeypatch: pytest.MonkeyPatch) -> object:
     return load
 
 
-def run_benchmarks(*args: str | Path, python_path: Path | None = None) -> str:
-    """What the command prints. On one thread: tiny matrices on two wait for one another on a busy machine."""
-    import os
-
+def start_benchmarks(
+    *args: str | Path, device: str = "cpu", python_path: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """On one thread: tiny matrices on two wait for one another on a busy machine."""
     command = [sys.executable, "-m", "pytest", "-q", "--benchmark-only", "--ops-sizes", "tiny", "--ops-seconds", "0"]
-    done = subprocess.run(
-        [*command, "-p", "no:cacheprovider", *map(str, args)],
+    return subprocess.run(
+        [*command, "-p", "no:cacheprovider", "--ops-device", device, *map(str, args)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | ({"PYTHONPATH": str(python_path)} if python_path else {}),
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def run_benchmarks(*args: str | Path, device: str = "cpu", python_path: Path | None = None) -> str:
+    """What the command prints."""
+    done = start_benchmarks(*args, device=device, python_path=python_path)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout
 
@@ -120,6 +126,29 @@ def test_one_command_prints_and_writes_the_page(tmp_path: Path) -> None:
     # Powers beyond float32: refused, and said.
     (powers,) = (r for r in scans if r["tokens"] == "1 x 4,096" and r["who"] == "torch.cumsum of powers")
     assert powers["ms"] == "" and powers["remarks"].startswith("WRONG"), powers
+
+
+@pytest.mark.gpu
+def test_the_same_page_of_a_gpu(tmp_path: Path) -> None:
+    import torch
+
+    page_file = tmp_path / "page.md"
+    run_benchmarks("benchmarks/bench_ops.py", "benchmarks/bench_scans.py", "--ops-table", page_file, device="cuda")
+    page = page_file.read_text()
+    assert f"- GPU: {torch.cuda.get_device_name()}" in page
+    measured, _, scans = tables(page).values()
+    for row in [*measured, *scans]:
+        if row.get("who", "").startswith(("ops.", "advantages.")):
+            assert float(row["ms"]) > 0 and not row["remarks"].startswith("WRONG"), row
+
+
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU; runs where there is none, as in `make test` on most machines")
+    done = start_benchmarks("benchmarks/bench_ops.py", device="cuda")
+    assert done.returncode != 0 and "--ops-device cuda: wanted a GPU that torch can use, got none" in done.stderr
 
 
 def test_wrong_broken_and_missing_rivals_are_reported_and_memory_is_seen(tmp_path: Path) -> None:
