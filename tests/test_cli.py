@@ -435,7 +435,9 @@ def test_a_reader_that_is_gone_is_no_traceback() -> None:
 
 # -- signals, and a run that is on -------------------------------------------------------------------
 
-MAIN = "from archer_fast.cli import main; main()"
+# A shell starts what it puts into the background deaf to Ctrl-C, and so are the children of that.
+HEAR = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+MAIN = HEAR + "from archer_fast.cli import main; main()"
 
 
 @contextlib.contextmanager
