@@ -8,7 +8,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install train test test-all test-pythons test-ops-alone test-interpreter test-cpp test-python bench lint format clean
+.PHONY: help install train test test-all test-pythons test-ops-alone test-interpreter test-cpp test-python sanitize bench lint format clean
 
 PYTHON ?=
 TORCH ?=
@@ -22,6 +22,7 @@ help:
 	  'make train      install, then train the default agent   (ARGS="..." for archer-fast train)' \
 	  'make test       every check but the slow tests          (ARGS="..." for pytest)' \
 	  'make test-all   every check, slow tests too; those of a GPU where there is one' \
+	  'make sanitize   the C++ tests under the address, undefined-behaviour and thread sanitizers' \
 	  'make bench      the benchmarks: an hour or more, on a machine that does nothing else' \
 	  'make lint       formatting, ruff, clang-format, types' \
 	  'make format     rewrite the sources in their format' \
@@ -68,6 +69,10 @@ test-interpreter: .venv/.dev .venv/.built
 
 test-cpp: .venv/.run
 	@scripts/test_cpp.sh
+
+# Not part of `make test`: ten times slower, and GCC's sanitizers are no part of every machine's compiler.
+sanitize: .venv/.dev
+	@scripts/sanitize.sh
 
 bench: .venv/.dev .venv/.built
 	@$(BIN)/pytest benchmarks/bench_*.py --benchmark-only --benchmark-autosave --benchmark-storage=file://.benchmarks $(ARGS)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 _Bool = npt.NDArray[np.bool_]
 _Float32 = npt.NDArray[np.float32]
+_Float64 = npt.NDArray[np.float64]
 _Int32 = npt.NDArray[np.int32]
 _Int64 = npt.NDArray[np.int64]
 
@@ -23,16 +24,19 @@ class BufferState(TypedDict):
     counter: int
     first_trajectory_id: int
     first_turn_id: int
+    max_priority: float
     tokens: _Int32  # [T]
     rollout_logprobs: _Float32  # [A]
     observation_lengths: _Int32  # [N]
     action_lengths: _Int32  # [N]
     rewards: _Float32  # [N]
     policy_versions: _Int64  # [N]
+    priorities: _Float64  # [N]
     num_tokens: _Int32  # [B]
     num_turns: _Int32  # [B]
     terminated: _Bool  # [B]
     truncated: _Bool  # [B]
+    task_ids: _Int32  # [B]
 
 class TrajectoryBuffer:
     """csrc/trajectory_buffer.h."""
@@ -48,6 +52,7 @@ class TrajectoryBuffer:
         policy_versions: _Int64,
         terminated: bool,
         truncated: bool,
+        task_id: int = 0,
     ) -> int: ...
     @property
     def max_tokens(self) -> int: ...
@@ -65,8 +70,14 @@ class TrajectoryBuffer:
     def trajectory_range(self) -> tuple[int, int]: ...
     @property
     def turn_range(self) -> tuple[int, int]: ...
-    def sample_turns(self, n: int) -> _Int64: ...
-    def sample_trajectories(self, n: int) -> _Int64: ...
+    def stats(self) -> tuple[int, int, int, int, int, dict[int, int], dict[int, int]]: ...
+    def sample_turns(
+        self, n: int, *, replacement: bool = True, min_policy_version: int = ..., by_task: bool = False
+    ) -> _Int64: ...
+    def sample_trajectories(self, n: int, *, by_task: bool = False) -> _Int64: ...
+    def sample_prioritised(self, n: int, beta: float) -> tuple[_Int64, _Float32]: ...
+    def update_priorities(self, turn_ids: _Int64, priorities: _Float64) -> int: ...
+    def priorities(self) -> _Float64: ...
     def trajectory_of(self, turn_ids: _Int64) -> _Int64: ...
     def turn_span(self, trajectory_ids: _Int64) -> tuple[_Int64, _Int64]: ...
     def turn_records(self, turn_ids: _Int64) -> tuple[_Float32, _Int32, _Bool, _Bool, _Bool]: ...
@@ -92,6 +103,7 @@ class TrajectoryBuffer:
         rollout_logprobs: _Float32,
     ) -> None: ...
     def state(self) -> BufferState: ...
+    def state_since(self, first_trajectory_id: int) -> BufferState: ...
     @staticmethod
     def restore(
         *,
@@ -101,17 +113,23 @@ class TrajectoryBuffer:
         counter: int,
         first_trajectory_id: int,
         first_turn_id: int,
+        max_priority: float,
         tokens: _Int32,
         rollout_logprobs: _Float32,
         observation_lengths: _Int32,
         action_lengths: _Int32,
         rewards: _Float32,
         policy_versions: _Int64,
+        priorities: _Float64,
         num_tokens: _Int32,
         num_turns: _Int32,
         terminated: _Bool,
         truncated: _Bool,
+        task_ids: _Int32,
     ) -> TrajectoryBuffer: ...
+
+def pack_tokens(lengths: _Int64, max_tokens: int, num_ranks: int) -> tuple[_Int64, _Int64]:
+    """csrc/token_packer.h: item_ids [n], cu_bins [k + 1]."""
 
 def advise_huge_pages(data: int, bytes: int) -> None:
     """csrc/huge_pages.h: advice for memory that is about to be written for the first time."""

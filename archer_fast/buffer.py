@@ -12,9 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from archer_fast import _C
-from archer_fast.buffer_file import read_state, write_state
 from archer_fast.packing import Bool, Float32, Int32, Int64, PackedArrays, empty_packed_arrays
+from archer_fast.segment_file import Segment
+from archer_fast.segments import commit, load
 from archer_fast.trajectory import Trajectory
+
+Float64 = npt.NDArray[np.float64]
 
 
 class TurnRecords(NamedTuple):
@@ -33,6 +36,36 @@ class TurnRecords(NamedTuple):
     truncated: Bool  # [n], is_last and the game was truncated
 
 
+class PrioritisedSample(NamedTuple):
+    """Turns drawn in proportion to their priorities, in ascending order, and what undoes it in a mean.
+
+    Four turns of priorities 2, 1, 1, 4, so of probabilities .25, .125, .125, .5, with beta=1:
+
+        PrioritisedSample(turn_ids=[0, 2, 3, 3], weights=[.5, 1., .25, .25])
+    """
+
+    turn_ids: Int64  # [n]
+    weights: Float32  # [n], (smallest live priority above 0 / the turn's own)**beta, at most 1
+
+
+class BufferStats(NamedTuple):
+    """One consistent look at the buffer.
+
+    Four games of two turns each, the last two of them played by policy version 7, in a buffer for three games:
+
+        BufferStats(num_trajectories=3, num_turns=6, num_tokens=27, num_evicted=1, num_bytes=4194716,
+                    turns_by_age={0: 2, 1: 2, 2: 2}, turns_by_version={6: 2, 7: 4})
+    """
+
+    num_trajectories: int
+    num_turns: int
+    num_tokens: int
+    num_evicted: int  # trajectories evicted since the buffer was made
+    num_bytes: int  # memory held, what is reserved for the next trajectories included
+    turns_by_age: dict[int, int]  # {a: turns} with a to 2 a - 1 games pushed after their own; a = 0, 1, 2, 4, 8, ...
+    turns_by_version: dict[int, int]  # {policy version: turns}
+
+
 class TrajectoryBuffer:
     """The last whole trajectories that fit into `max_tokens` and `max_trajectories`, oldest evicted first.
 
@@ -46,13 +79,22 @@ class TrajectoryBuffer:
     every machine.
     """
 
+    _segments: tuple[Segment, ...] = ()  # what of this buffer was saved, wherever it lies now
+
     def __init__(self, max_tokens: int, max_trajectories: int, seed: int = 0) -> None:
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed: wanted 0 to 2**64 - 1, got {seed}")
         self._core = _C.TrajectoryBuffer(max_tokens, max_trajectories, seed)
 
-    def push(self, trajectory: Trajectory) -> int:
-        """Copy the trajectory in and return its id. The buffer is unchanged where this raises."""
+    def push(self, trajectory: Trajectory, task_id: int = 0) -> int:
+        """Copy the trajectory in and return its id. The buffer is unchanged where this raises.
+
+        task_id: a number of int32 for the task that was played, for draws `by_task`. A new turn's priority is the
+        largest that any turn ever had, 1 at first.
+        """
+        task_id = operator.index(task_id)
+        if not -(2**31) <= task_id < 2**31:
+            raise ValueError(f"task_id: wanted a number of int32, got {task_id}")
         turns = trajectory.turns
         with np.errstate(over="ignore"):  # a reward beyond float32 becomes inf, which the core refuses by name
             rewards = np.array([turn.reward for turn in turns], np.float32)
@@ -65,11 +107,20 @@ class TrajectoryBuffer:
             np.array([operator.index(turn.policy_version) for turn in turns], np.int64),
             trajectory.terminated,
             trajectory.truncated,
+            task_id,
         )
 
-    def extend(self, trajectories: Iterable[Trajectory]) -> list[int]:
-        """Push one after the other; where one is refused, those before it stay."""
-        return [self.push(trajectory) for trajectory in trajectories]
+    def extend(self, trajectories: Iterable[Trajectory], task_ids: Iterable[int] | None = None) -> list[int]:
+        """Push one after the other; where one is refused, those before it stay.
+
+        task_ids: one for each trajectory; all are of task 0 without. Other lengths are a ValueError, and nothing is
+        pushed then.
+        """
+        games = list(trajectories)
+        tasks = [0] * len(games) if task_ids is None else list(task_ids)
+        if len(tasks) != len(games):
+            raise ValueError(f"task_ids: wanted one per trajectory ({len(games)}), got {len(tasks)}")
+        return [self.push(game, task_id) for game, task_id in zip(games, tasks, strict=True)]
 
     def __len__(self) -> int:
         return self._core.num_trajectories
@@ -109,13 +160,65 @@ class TrajectoryBuffer:
         """The live turn ids: first, end (exclusive)."""
         return self._core.turn_range
 
-    def sample_turns(self, n: int) -> Int64:
-        """Ids of n turns [n], uniform over all live turns, with replacement."""
-        return self._core.sample_turns(n)
+    def stats(self) -> BufferStats:
+        """Sizes and histograms at this moment."""
+        return BufferStats(*self._core.stats())
 
-    def sample_trajectories(self, n: int) -> Int64:
-        """Ids of n distinct trajectories [n], uniform, in random order."""
-        return self._core.sample_trajectories(n)
+    def sample_turns(
+        self, n: int, *, replacement: bool = True, min_policy_version: int | None = None, by_task: bool = False
+    ) -> Int64:
+        """Ids of n turns [n], uniform over the live turns that are allowed.
+
+        replacement: False for distinct turns, in random order.
+        min_policy_version: only turns that this version of the policy or a later one sampled.
+        by_task: with K tasks, n // K turns of each, task by task in ascending order, and one more of n % K tasks drawn
+            at random; without replacement these are among the tasks that have one more.
+
+        Six turns, the first four of task 3 and version 1, the last two of task 5 and version 2:
+
+            sample_turns(4, by_task=True)             -> [1, 0, 4, 4], say
+            sample_turns(2, min_policy_version=2)     -> [5, 4]
+            sample_turns(6, replacement=False)        -> [3, 0, 5, 1, 4, 2]
+
+        Raises ValueError where the buffer is empty, has no turn as recent as that, or too few distinct ones.
+        """
+        if min_policy_version is None:
+            return self._core.sample_turns(n, replacement=replacement, by_task=by_task)
+        return self._core.sample_turns(
+            n, replacement=replacement, min_policy_version=operator.index(min_policy_version), by_task=by_task
+        )
+
+    def sample_trajectories(self, n: int, *, by_task: bool = False) -> Int64:
+        """Ids of n distinct trajectories [n], uniform, in random order; ValueError where there are fewer.
+
+        by_task: equal numbers of each task, as in `sample_turns` without replacement.
+        """
+        return self._core.sample_trajectories(n, by_task=by_task)
+
+    def sample_prioritised(self, n: int, beta: float = 0.4) -> PrioritisedSample:
+        """n turns in proportion to their priorities (Schaul et al. 2016, arXiv 1511.05952).
+
+        One draw from each of n equal slices of the sum of all priorities: a turn of probability P comes n P times,
+        give or take less than 2. The paper's exponent alpha is applied by whoever sets the priorities:
+        `update_priorities(turn_ids, np.abs(errors) ** alpha)`.
+
+        beta: 0 to 1, how much of the bias the weights undo. The largest weight any live turn could have is 1.
+
+        Raises ValueError for another beta, an empty buffer, or one where every priority is 0.
+        """
+        return PrioritisedSample(*self._core.sample_prioritised(n, beta))
+
+    def update_priorities(self, turn_ids: npt.ArrayLike, priorities: npt.ArrayLike) -> int:
+        """Set the priorities [n] of turns [n] and return how many of these were evicted since, which is no error.
+
+        A priority is 0 (never drawn) to 1e200; where an id is given twice the last one holds. Raises IndexError for an
+        id that no turn has had yet, ValueError for another priority or another length; nothing is changed then.
+        """
+        return self._core.update_priorities(_as_ids("turn_ids", turn_ids), _as_numbers("priorities", priorities))
+
+    def priorities(self) -> Float64:
+        """The priority of each live turn [num_turns], in the order of `turn_range`."""
+        return self._core.priorities()
 
     def trajectory_of(self, turn_ids: npt.ArrayLike) -> Int64:
         """The trajectory of each turn [n]."""
@@ -135,22 +238,34 @@ class TrajectoryBuffer:
         self._core.collate(ids, **packed._asdict())
         return packed
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to one safetensors file; a failure leaves the file that was there before."""
-        write_state(Path(path), self._core.state())
+    def save(self, folder: str | os.PathLike[str], previous: str | os.PathLike[str] | None = None) -> None:
+        """Commit the buffer to a folder of its own (see `segments`): whole there, or as it was there before.
+
+        Saved again into the same folder, only what was pushed since is written. Into another folder, everything
+        is, or, given the `previous` folder this buffer was saved to or loaded from, what was pushed since and
+        hard links of the rest: each folder is whole by itself, and deleting one harms no other.
+
+            buffer.save("checkpoints/1"); buffer.push(game)
+            buffer.save("checkpoints/2", previous="checkpoints/1")    # one new segment, one link
+
+        Raises OSError (a full disk, say), or ValueError that names the folder where somebody else is saving there.
+        """
+        source = None if previous is None else Path(previous)
+        self._segments = commit(Path(folder), self._core, self._segments, source)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> TrajectoryBuffer:
+    def load(cls, folder: str | os.PathLike[str]) -> TrajectoryBuffer:
         """Continue a saved buffer: same trajectories, ids, evictions to come and samples to come.
 
         Raises FileNotFoundError, or ValueError that names the file and the field at fault.
         """
-        state = read_state(Path(path))
+        state, held = load(Path(folder))
         buffer = cls.__new__(cls)
         try:
             buffer._core = _C.TrajectoryBuffer.restore(**state)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{folder}: {error}") from error
+        buffer._segments = held
         return buffer
 
 
@@ -163,3 +278,12 @@ def _as_ids(name: str, ids: npt.ArrayLike) -> Int64:
     if array.ndim != 1:
         raise ValueError(f"{name}: wanted 1 dimension, got shape {array.shape}")
     return np.ascontiguousarray(array, np.int64)
+
+
+def _as_numbers(name: str, numbers: npt.ArrayLike) -> Float64:
+    array = np.asarray(numbers)
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"{name}: wanted real numbers, got {array.dtype}")
+    if array.ndim != 1:
+        raise ValueError(f"{name}: wanted 1 dimension, got shape {array.shape}")
+    return np.ascontiguousarray(array, np.float64)

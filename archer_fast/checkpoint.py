@@ -15,8 +15,9 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2  # 1 held the buffer in one file
 MANIFEST = "manifest.json"
+BUFFER = "buffer"
 
 
 class CheckpointError(RuntimeError):
@@ -25,7 +26,10 @@ class CheckpointError(RuntimeError):
 
 @dataclass(slots=True)
 class Checkpoint:
-    """A verified checkpoint folder: `policy/` (Hugging Face), state.safetensors, state.json, buffer.safetensors."""
+    """A verified checkpoint folder: `policy/` (Hugging Face), state.safetensors, state.json.
+
+    And `buffer/`, which has a manifest of its own and is verified when it is loaded.
+    """
 
     path: Path
     tensors: dict[str, Tensor]
@@ -37,7 +41,7 @@ class Checkpoint:
 
     @property
     def buffer(self) -> Path:
-        return self.path / "buffer.safetensors"
+        return self.path / BUFFER
 
     def number(self, name: str) -> Any:
         if name not in self.numbers:
@@ -49,24 +53,28 @@ def save_checkpoint(
     folder: Path,
     iteration: int,
     save_policy: Callable[[Path], None],
-    save_buffer: Callable[[Path], None],
+    save_buffer: Callable[[Path, Path | None], None],
     tensors: dict[str, Tensor],
     numbers: dict[str, Any],
     keep: int = 2,
 ) -> Path:
     """Write folder/iteration-NNNNNN under a temporary name, sync it, rename it; then drop all but the last `keep`.
 
+    `save_buffer(to, previous)` is given the folder of the last checkpoint's buffer, whose files it may link.
     Errors: OSError (a full disk, say) leaves every earlier checkpoint whole and no half-written one behind.
     """
     target = folder / f"iteration-{iteration:06d}"
+    saved = list_checkpoints(folder)
+    previous = saved[-1] / BUFFER if saved else None
 
     def write(path: Path) -> None:
         save_policy(path / "policy")
-        save_buffer(path / "buffer.safetensors")
+        save_buffer(path / BUFFER, previous)
         copies = {name: value.detach().cpu().clone() for name, value in tensors.items()}
         (path / "state.safetensors").write_bytes(safetensors.torch.save(copies))
         (path / "state.json").write_text(json.dumps(numbers, indent=1))
-        digests = {str(f.relative_to(path)): _sha256(f) for f in sorted(path.rglob("*")) if f.is_file()}
+        files = [f for f in sorted(path.rglob("*")) if f.is_file() and path / BUFFER not in f.parents]
+        digests = {str(f.relative_to(path)): _sha256(f) for f in files}
         (path / MANIFEST).write_text(json.dumps({"format": FORMAT, "sha256": digests}, indent=1))
 
     replace_folder(target, write)
@@ -120,7 +128,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify one checkpoint. Errors: CheckpointError naming the file and the field."""
     manifest = _json(path / MANIFEST)
     if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{path / MANIFEST}: field 'format': wanted {FORMAT}, got {manifest.get('format')!r}")
+        got = manifest.get("format")
+        hint = ": an older archer_fast wrote this run, which alone can go on with it" if got == 1 else ""
+        raise CheckpointError(f"{path / MANIFEST}: field 'format': wanted {FORMAT}, got {got!r}{hint}")
     if not isinstance(manifest.get("sha256"), dict):
         raise CheckpointError(f"{path / MANIFEST}: field 'sha256' is missing")
     for name, digest in manifest["sha256"].items():

@@ -92,6 +92,9 @@ class ModelConfig:
     """Weights and activations."""
     attention: AttentionImpl = "auto"
     """Packed attention kernel; `auto` chooses by device and prints its choice."""
+    max_pass_tokens: int = 32768
+    """Tokens of one pass over stored games, forward alone or with backward: more are cut into several passes with the
+    same result. Games are never split, so the longest one of a batch is a pass of its own where it is longer."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`; auto takes a GPU where there is one."""
     threads: int | None = None
@@ -99,6 +102,7 @@ class ModelConfig:
     beside another busy process were 15 times slower than one), torch's own choice for a model by path."""
 
     def __post_init__(self) -> None:
+        _within(self, max_pass_tokens=(1, 2**31 - 1))
         if self.threads is not None:
             _at_least(self, threads=1)
 

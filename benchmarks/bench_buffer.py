@@ -1,4 +1,5 @@
-"""The trajectory buffer on games of Twenty Questions' size: push, sample, collate, beside what each could cost.
+"""The trajectory buffer on games of Twenty Questions' size: push, sample, collate, beside what each could cost; and
+draws by priority from 1 M turns.
 
 extra_info: `bytes` moved, `GB_per_s` at the median, and for collate `share_of_copy`, against copying as many bytes.
 """
@@ -98,3 +99,67 @@ def test_collate_plain_twin(benchmark: Any, games: list[Trajectory]) -> None:
     chosen = games[:NUM_COLLATED]
     benchmark(pack_trajectories, chosen)
     note_bandwidth(benchmark, packed_bytes(chosen))
+
+
+# 1 M turns of 50,000 games, priorities of very different sizes.
+NUM_TURNS, TURNS_A_GAME, NUM_DRAWN, BETA = 1_000_000, 20, 256, 0.4
+DRAW = "draw 256 of 1 M turns by priority, with their weights"
+UPDATE = "give 256 of 1 M turns new priorities"
+
+
+@pytest.fixture(scope="module")
+def priorities() -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.random.default_rng(1).gamma(0.5, size=NUM_TURNS) + 1e-6
+
+
+@pytest.fixture(scope="module")
+def prioritised(priorities: np.ndarray[Any, np.dtype[np.float64]]) -> TrajectoryBuffer:
+    turn = Turn(np.array([1]), np.array([2]), np.array([-1.0]), -1.0, 0)
+    game = Trajectory((turn,) * TURNS_A_GAME, np.array([]), True, False)
+    filled = TrajectoryBuffer(1 << 30, NUM_TURNS)
+    filled.extend([game] * (NUM_TURNS // TURNS_A_GAME))
+    assert filled.num_turns == NUM_TURNS
+    filled.update_priorities(np.arange(NUM_TURNS), priorities)
+    return filled
+
+
+@pytest.mark.benchmark(group=DRAW)
+def test_sample_prioritised(benchmark: Any, prioritised: TrajectoryBuffer) -> None:
+    sample = benchmark(prioritised.sample_prioritised, NUM_DRAWN, BETA)
+    assert sample.weights.shape == (NUM_DRAWN,)
+    benchmark.extra_info["target_us"] = 60
+    benchmark.extra_info["bytes_a_turn"] = round(prioritised.stats().num_bytes / NUM_TURNS, 1)
+
+
+@pytest.mark.benchmark(group=DRAW)
+def test_sample_prioritised_out_of_cache(benchmark: Any, prioritised: TrajectoryBuffer) -> None:
+    """As between two steps of training: 64 MB were read since the last draw."""
+    other = np.ones(8 << 20)
+    benchmark.pedantic(
+        prioritised.sample_prioritised, (NUM_DRAWN, BETA), setup=lambda: other.sum() and None, rounds=200
+    )
+
+
+@pytest.mark.benchmark(group=DRAW)
+def test_sample_prioritised_plain_twin(benchmark: Any, priorities: np.ndarray[Any, np.dtype[np.float64]]) -> None:
+    rng = np.random.default_rng(0)
+
+    def draw() -> tuple[Any, Any]:
+        ends = priorities.cumsum()
+        masses = (np.arange(NUM_DRAWN) + rng.random(NUM_DRAWN)) / NUM_DRAWN * ends[-1]
+        turn_ids = np.searchsorted(ends, masses, side="right")
+        return turn_ids, (priorities.min() / priorities[turn_ids]) ** BETA
+
+    benchmark(draw)
+
+
+@pytest.mark.benchmark(group=UPDATE)
+def test_update_priorities(benchmark: Any, prioritised: TrajectoryBuffer) -> None:
+    rng = np.random.default_rng(2)
+    values = rng.gamma(0.5, size=NUM_DRAWN)
+    stale = benchmark.pedantic(
+        prioritised.update_priorities,
+        setup=lambda: ((rng.integers(0, NUM_TURNS, NUM_DRAWN), values), {}),
+        rounds=2000,
+    )
+    assert stale == 0

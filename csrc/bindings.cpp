@@ -24,6 +24,7 @@
 #include "row_softmax.h"
 #include "segment_scan.h"
 #include "simd_level.h"
+#include "token_packer.h"
 #include "trajectory_buffer.h"
 
 namespace py = pybind11;
@@ -101,7 +102,7 @@ auto get(const TrajectoryBuffer& buffer) {
 std::int64_t push(TrajectoryBuffer& buffer, const Array<std::int32_t>& tokens,
                   const Array<std::int32_t>& observation_lengths, const Array<std::int32_t>& action_lengths,
                   const Array<float>& rollout_logprobs, const Array<float>& rewards, const Ids& policy_versions,
-                  bool terminated, bool truncated) {
+                  bool terminated, bool truncated, std::int32_t task_id) {
   const NewTrajectory trajectory{.tokens = read("tokens", tokens),
                                  .observation_lengths = read("observation_lengths", observation_lengths),
                                  .action_lengths = read("action_lengths", action_lengths),
@@ -109,29 +110,73 @@ std::int64_t push(TrajectoryBuffer& buffer, const Array<std::int32_t>& tokens,
                                  .rewards = read("rewards", rewards),
                                  .policy_versions = read("policy_versions", policy_versions),
                                  .terminated = terminated,
-                                 .truncated = truncated};
+                                 .truncated = truncated,
+                                 .task_id = task_id};
   const py::gil_scoped_release release;
   return buffer.push(trajectory);
 }
 
-Ids sample_turns(TrajectoryBuffer& buffer, std::int64_t n) {
+Ids sample_turns(TrajectoryBuffer& buffer, std::int64_t n, bool replacement, std::int64_t min_policy_version,
+                 bool by_task) {
   Ids turn_ids = empty_ids(n);
   const auto out = write("turn_ids", turn_ids);
   {
     const py::gil_scoped_release release;
-    buffer.sample_turns(out);
+    buffer.sample_turns(out,
+                        {.replacement = replacement, .min_policy_version = min_policy_version, .by_task = by_task});
   }
   return turn_ids;
 }
 
-Ids sample_trajectories(TrajectoryBuffer& buffer, std::int64_t n) {
+Ids sample_trajectories(TrajectoryBuffer& buffer, std::int64_t n, bool by_task) {
   Ids trajectory_ids = empty_ids(n);
   const auto out = write("trajectory_ids", trajectory_ids);
   {
     const py::gil_scoped_release release;
-    buffer.sample_trajectories(out);
+    buffer.sample_trajectories(out, by_task);
   }
   return trajectory_ids;
+}
+
+std::pair<Ids, Array<float>> sample_prioritised(TrajectoryBuffer& buffer, std::int64_t n, double beta) {
+  Ids turn_ids = empty_ids(n);
+  auto weights = empty<float>(n);
+  const auto ids = write("turn_ids", turn_ids);
+  const auto out = write("weights", weights);
+  {
+    const py::gil_scoped_release release;
+    buffer.sample_prioritised(beta, ids, out);
+  }
+  return {std::move(turn_ids), std::move(weights)};
+}
+
+std::int64_t update_priorities(TrajectoryBuffer& buffer, const Ids& turn_ids, const Array<double>& priorities) {
+  const auto ids = read("turn_ids", turn_ids);
+  const auto values = read("priorities", priorities);
+  const py::gil_scoped_release release;
+  return buffer.update_priorities(ids, values);
+}
+
+Array<double> priorities(const TrajectoryBuffer& buffer) {
+  std::vector<double> values;
+  {
+    const py::gil_scoped_release release;
+    values = buffer.priorities();
+  }
+  return to_array<double>(std::move(values));
+}
+
+py::tuple stats(const TrajectoryBuffer& buffer) {
+  BufferStats stats;
+  {
+    const py::gil_scoped_release release;
+    stats = buffer.stats();
+  }
+  py::dict turns_by_age, turns_by_version;
+  for (const auto& [age, turns] : stats.turns_by_age) turns_by_age[py::int_(age)] = turns;
+  for (const auto& [version, turns] : stats.turns_by_version) turns_by_version[py::int_(version)] = turns;
+  return py::make_tuple(stats.num_trajectories, stats.num_turns, stats.num_tokens, stats.num_evicted, stats.num_bytes,
+                        turns_by_age, turns_by_version);
 }
 
 Ids trajectory_of(const TrajectoryBuffer& buffer, const Ids& turn_ids) {
@@ -212,52 +257,71 @@ void collate(const TrajectoryBuffer& buffer, const Ids& trajectory_ids, Array<st
   buffer.collate(ids, out);
 }
 
+py::dict to_dict(BufferState&& state) {
+  return py::dict("max_tokens"_a = state.max_tokens, "max_trajectories"_a = state.max_trajectories,
+                  "seed"_a = state.seed, "counter"_a = state.counter,
+                  "first_trajectory_id"_a = state.first_trajectory_id, "first_turn_id"_a = state.first_turn_id,
+                  "max_priority"_a = state.max_priority, "tokens"_a = to_array<std::int32_t>(std::move(state.tokens)),
+                  "rollout_logprobs"_a = to_array<float>(std::move(state.rollout_logprobs)),
+                  "observation_lengths"_a = to_array<std::int32_t>(std::move(state.observation_lengths)),
+                  "action_lengths"_a = to_array<std::int32_t>(std::move(state.action_lengths)),
+                  "rewards"_a = to_array<float>(std::move(state.rewards)),
+                  "policy_versions"_a = to_array<std::int64_t>(std::move(state.policy_versions)),
+                  "priorities"_a = to_array<double>(std::move(state.priorities)),
+                  "num_tokens"_a = to_array<std::int32_t>(std::move(state.num_tokens)),
+                  "num_turns"_a = to_array<std::int32_t>(std::move(state.num_turns)),
+                  "terminated"_a = to_array<bool>(std::move(state.terminated)),
+                  "truncated"_a = to_array<bool>(std::move(state.truncated)),
+                  "task_ids"_a = to_array<std::int32_t>(std::move(state.task_ids)));
+}
+
 py::dict state(const TrajectoryBuffer& buffer) {
   BufferState state;
   {
     const py::gil_scoped_release release;
     state = buffer.state();
   }
-  return py::dict("max_tokens"_a = state.max_tokens, "max_trajectories"_a = state.max_trajectories,
-                  "seed"_a = state.seed, "counter"_a = state.counter,
-                  "first_trajectory_id"_a = state.first_trajectory_id, "first_turn_id"_a = state.first_turn_id,
-                  "tokens"_a = to_array<std::int32_t>(std::move(state.tokens)),
-                  "rollout_logprobs"_a = to_array<float>(std::move(state.rollout_logprobs)),
-                  "observation_lengths"_a = to_array<std::int32_t>(std::move(state.observation_lengths)),
-                  "action_lengths"_a = to_array<std::int32_t>(std::move(state.action_lengths)),
-                  "rewards"_a = to_array<float>(std::move(state.rewards)),
-                  "policy_versions"_a = to_array<std::int64_t>(std::move(state.policy_versions)),
-                  "num_tokens"_a = to_array<std::int32_t>(std::move(state.num_tokens)),
-                  "num_turns"_a = to_array<std::int32_t>(std::move(state.num_turns)),
-                  "terminated"_a = to_array<bool>(std::move(state.terminated)),
-                  "truncated"_a = to_array<bool>(std::move(state.truncated)));
+  return to_dict(std::move(state));
+}
+
+py::dict state_since(const TrajectoryBuffer& buffer, std::int64_t first_trajectory_id) {
+  BufferState state;
+  {
+    const py::gil_scoped_release release;
+    state = buffer.state_since(first_trajectory_id);
+  }
+  return to_dict(std::move(state));
 }
 
 std::unique_ptr<TrajectoryBuffer> restore(std::int64_t max_tokens, std::int64_t max_trajectories, std::uint64_t seed,
                                           std::uint64_t counter, std::int64_t first_trajectory_id,
-                                          std::int64_t first_turn_id, const Array<std::int32_t>& tokens,
-                                          const Array<float>& rollout_logprobs,
+                                          std::int64_t first_turn_id, double max_priority,
+                                          const Array<std::int32_t>& tokens, const Array<float>& rollout_logprobs,
                                           const Array<std::int32_t>& observation_lengths,
                                           const Array<std::int32_t>& action_lengths, const Array<float>& rewards,
-                                          const Ids& policy_versions, const Array<std::int32_t>& num_tokens,
-                                          const Array<std::int32_t>& num_turns, const Array<bool>& terminated,
-                                          const Array<bool>& truncated) {
+                                          const Ids& policy_versions, const Array<double>& priorities,
+                                          const Array<std::int32_t>& num_tokens, const Array<std::int32_t>& num_turns,
+                                          const Array<bool>& terminated, const Array<bool>& truncated,
+                                          const Array<std::int32_t>& task_ids) {
   const BufferState state{.max_tokens = max_tokens,
                           .max_trajectories = max_trajectories,
                           .seed = seed,
                           .counter = counter,
                           .first_trajectory_id = first_trajectory_id,
                           .first_turn_id = first_turn_id,
+                          .max_priority = max_priority,
                           .tokens = to_vector<std::int32_t>("tokens", tokens),
                           .rollout_logprobs = to_vector<float>("rollout_logprobs", rollout_logprobs),
                           .observation_lengths = to_vector<std::int32_t>("observation_lengths", observation_lengths),
                           .action_lengths = to_vector<std::int32_t>("action_lengths", action_lengths),
                           .rewards = to_vector<float>("rewards", rewards),
                           .policy_versions = to_vector<std::int64_t>("policy_versions", policy_versions),
+                          .priorities = to_vector<double>("priorities", priorities),
                           .num_tokens = to_vector<std::int32_t>("num_tokens", num_tokens),
                           .num_turns = to_vector<std::int32_t>("num_turns", num_turns),
                           .terminated = to_vector<std::uint8_t>("terminated", terminated),
-                          .truncated = to_vector<std::uint8_t>("truncated", truncated)};
+                          .truncated = to_vector<std::uint8_t>("truncated", truncated),
+                          .task_ids = to_vector<std::int32_t>("task_ids", task_ids)};
   const py::gil_scoped_release release;
   return TrajectoryBuffer::restore(state);
 }
@@ -269,7 +333,7 @@ void bind_trajectory_buffer(py::module_& module) {
       .def(py::init<std::int64_t, std::int64_t, std::uint64_t>(), "max_tokens"_a, "max_trajectories"_a, "seed"_a)
       .def("push", &push, array("tokens"), array("observation_lengths"), array("action_lengths"),
            array("rollout_logprobs"), array("rewards"), array("policy_versions"), array("terminated"),
-           array("truncated"))
+           array("truncated"), "task_id"_a = 0)
       .def_property_readonly("max_tokens", &TrajectoryBuffer::max_tokens)
       .def_property_readonly("max_trajectories", &TrajectoryBuffer::max_trajectories)
       .def_property_readonly("num_trajectories", &get<&TrajectoryBuffer::num_trajectories>)
@@ -278,8 +342,13 @@ void bind_trajectory_buffer(py::module_& module) {
       .def_property_readonly("num_evicted", &get<&TrajectoryBuffer::num_evicted>)
       .def_property_readonly("trajectory_range", &get<&TrajectoryBuffer::trajectory_range>)
       .def_property_readonly("turn_range", &get<&TrajectoryBuffer::turn_range>)
-      .def("sample_turns", &sample_turns, "n"_a)
-      .def("sample_trajectories", &sample_trajectories, "n"_a)
+      .def("stats", &stats)
+      .def("sample_turns", &sample_turns, "n"_a, py::kw_only(), array("replacement") = true,
+           "min_policy_version"_a = TurnQuery::kAnyVersion, array("by_task") = false)
+      .def("sample_trajectories", &sample_trajectories, "n"_a, py::kw_only(), array("by_task") = false)
+      .def("sample_prioritised", &sample_prioritised, "n"_a, "beta"_a)
+      .def("update_priorities", &update_priorities, array("turn_ids"), array("priorities"))
+      .def("priorities", &priorities)
       .def("trajectory_of", &trajectory_of, array("turn_ids"))
       .def("turn_span", &turn_span, array("trajectory_ids"))
       .def("turn_records", &turn_records, array("turn_ids"))
@@ -289,10 +358,27 @@ void bind_trajectory_buffer(py::module_& module) {
            array("action_positions"), array("final_positions"), array("turn"), array("rewards"),
            array("policy_versions"), array("terminated"), array("truncated"), array("rollout_logprobs"))
       .def("state", &state)
+      .def("state_since", &state_since, "first_trajectory_id"_a)
       .def_static("restore", &restore, py::kw_only(), "max_tokens"_a, "max_trajectories"_a, "seed"_a, "counter"_a,
-                  "first_trajectory_id"_a, "first_turn_id"_a, array("tokens"), array("rollout_logprobs"),
-                  array("observation_lengths"), array("action_lengths"), array("rewards"), array("policy_versions"),
-                  array("num_tokens"), array("num_turns"), array("terminated"), array("truncated"));
+                  "first_trajectory_id"_a, "first_turn_id"_a, "max_priority"_a, array("tokens"),
+                  array("rollout_logprobs"), array("observation_lengths"), array("action_lengths"), array("rewards"),
+                  array("policy_versions"), array("priorities"), array("num_tokens"), array("num_turns"),
+                  array("terminated"), array("truncated"), array("task_ids"));
+}
+
+py::tuple plan_tokens(const Ids& lengths, std::int64_t max_tokens, std::int64_t num_ranks) {
+  const auto items = read("lengths", lengths);
+  TokenPlan plan;
+  {
+    const py::gil_scoped_release release;
+    plan = pack_tokens(items, max_tokens, num_ranks);
+  }
+  return py::make_tuple(to_array<std::int64_t>(std::move(plan.item_ids)),
+                        to_array<std::int64_t>(std::move(plan.cu_bins)));
+}
+
+void bind_token_packer(py::module_& module) {
+  module.def("pack_tokens", &plan_tokens, array("lengths"), "max_tokens"_a, "num_ranks"_a);
 }
 
 using Address = std::uintptr_t;
@@ -392,5 +478,6 @@ void bind_kernels(py::module_& module) {
 PYBIND11_MODULE(_C, module) {
   module.doc() = "The C++ core of archer_fast.";
   archer_fast::bind_trajectory_buffer(module);
+  archer_fast::bind_token_packer(module);
   archer_fast::bind_kernels(module);
 }

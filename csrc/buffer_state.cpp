@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "concat.h"
+#include "turn_priorities.h"
 
 namespace archer_fast {
 namespace {
@@ -36,6 +37,19 @@ void check_id(const char* name, std::int64_t id) {
   if (id < 0 || id > kMaxId) throw std::invalid_argument(concat(name, ": wanted 0 to ", kMaxId, ", got ", id));
 }
 
+void check_priorities(const std::vector<double>& priorities, double max_priority) {
+  if (!(max_priority >= TurnPriorities::kFirst && max_priority <= TurnPriorities::kMax)) {
+    throw std::invalid_argument(
+        concat("max_priority: wanted ", TurnPriorities::kFirst, " to ", TurnPriorities::kMax, ", got ", max_priority));
+  }
+  for (std::size_t i = 0; i < priorities.size(); ++i) {
+    if (!(priorities[i] >= 0.0 && priorities[i] <= max_priority)) {
+      throw std::invalid_argument(
+          concat("priorities[", i, "]: wanted 0 to max_priority = ", max_priority, ", got ", priorities[i]));
+    }
+  }
+}
+
 }  // namespace
 
 void BufferState::check() const {
@@ -45,6 +59,7 @@ void BufferState::check() const {
   check_length("num_tokens", num_tokens.size(), num_trajectories);
   check_length("terminated", terminated.size(), num_trajectories);
   check_length("truncated", truncated.size(), num_trajectories);
+  check_length("task_ids", task_ids.size(), num_trajectories);
   check_flags("terminated", terminated);
   check_flags("truncated", truncated);
 
@@ -53,6 +68,8 @@ void BufferState::check() const {
   check_length("action_lengths", action_lengths.size(), total_turns);
   check_length("rewards", rewards.size(), total_turns);
   check_length("policy_versions", policy_versions.size(), total_turns);
+  check_length("priorities", priorities.size(), total_turns);
+  check_priorities(priorities, max_priority);
 
   const std::int64_t total_tokens = checked_sum("num_tokens", num_tokens);
   check_length("tokens", tokens.size(), total_tokens);

@@ -24,6 +24,7 @@ struct NewTrajectory {
   std::span<const std::int64_t> policy_versions;      // [N]
   bool terminated = false;
   bool truncated = false;
+  std::int32_t task_id = 0;  // which task the game was of; any number
 
   // Throws std::invalid_argument that names the field, what was wanted and what came. O(T).
   void check() const;

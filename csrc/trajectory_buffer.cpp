@@ -72,7 +72,8 @@ std::unique_ptr<TrajectoryBuffer> TrajectoryBuffer::restore(const BufferState& s
                              .rewards = std::span(state.rewards).subspan(turn, num_turns),
                              .policy_versions = std::span(state.policy_versions).subspan(turn, num_turns),
                              .terminated = state.terminated[i] != 0,
-                             .truncated = state.truncated[i] != 0};
+                             .truncated = state.truncated[i] != 0,
+                             .task_id = state.task_ids[i]};
     try {
       buffer->push(trajectory);
     } catch (const std::invalid_argument& error) {
@@ -83,11 +84,27 @@ std::unique_ptr<TrajectoryBuffer> TrajectoryBuffer::restore(const BufferState& s
     sampled += num_sampled;
   }
   assert(buffer->first_trajectory_id_ == state.first_trajectory_id);  // state.check() left nothing to evict
+  buffer->priorities_ = TurnPriorities(state.first_turn_id, state.priorities, state.max_priority);
   return buffer;
 }
 
 BufferState TrajectoryBuffer::state() const {
   const ReadLock lock(mutex_);
+  return state_from(first_trajectory_id_);
+}
+
+BufferState TrajectoryBuffer::state_since(std::int64_t first_trajectory_id) const {
+  const ReadLock lock(mutex_);
+  const IdRange live = live_trajectories();
+  if (first_trajectory_id > live.end) {
+    throw std::out_of_range(
+        concat("first_trajectory_id: wanted at most the next id, ", live.end, ", got ", first_trajectory_id));
+  }
+  return state_from(std::max(first_trajectory_id, live.first));
+}
+
+BufferState TrajectoryBuffer::state_from(std::int64_t first_trajectory_id) const {
+  const IdRange live = live_trajectories();
   BufferState state;
   state.max_tokens = max_tokens_;
   state.max_trajectories = max_trajectories_;
@@ -95,8 +112,11 @@ BufferState TrajectoryBuffer::state() const {
   state.counter = sampler_.rng().counter();
   state.first_trajectory_id = first_trajectory_id_;
   state.first_turn_id = first_turn_id_;
-  state.tokens.reserve(static_cast<std::size_t>(num_tokens_));
-  for (const Stored& trajectory : trajectories_) {
+  state.max_priority = priorities_.max_seen();
+  if (first_trajectory_id < live.end) state.priorities = priorities_.from(stored(first_trajectory_id).first_turn_id);
+  if (first_trajectory_id == live.first) state.tokens.reserve(static_cast<std::size_t>(num_tokens_));
+  for (std::int64_t id = first_trajectory_id; id < live.end; ++id) {
+    const Stored& trajectory = stored(id);
     const TrajectoryView seen = view(trajectory);
     append(state.tokens, seen.tokens);
     append(state.rollout_logprobs, seen.rollout_logprobs);
@@ -110,6 +130,7 @@ BufferState TrajectoryBuffer::state() const {
     state.num_turns.push_back(trajectory.num_turns);
     state.terminated.push_back(trajectory.terminated ? 1 : 0);
     state.truncated.push_back(trajectory.terminated ? 0 : 1);
+    state.task_ids.push_back(trajectory.task_id);
   }
   return state;
 }
@@ -128,27 +149,40 @@ std::int64_t TrajectoryBuffer::push_locked(const NewTrajectory& trajectory) {
   const std::size_t num_turns = trajectory.observation_lengths.size();
   const std::size_t num_words = trajectory.tokens.size() + trajectory.rollout_logprobs.size();
   const std::int64_t id = live_trajectories().end;
+  const auto [min_version, max_version] =
+      std::minmax_element(trajectory.policy_versions.begin(), trajectory.policy_versions.end());
   const Stored record{.block = nullptr,
                       .first_turn_id = live_turns().end,
+                      .min_version = *min_version,
+                      .max_version = *max_version,
                       .num_turns = static_cast<std::int32_t>(num_turns),
                       .num_tokens = static_cast<std::int32_t>(trajectory.tokens.size()),
                       .num_action_tokens = static_cast<std::int32_t>(trajectory.rollout_logprobs.size()),
+                      .task_id = trajectory.task_id,
                       .terminated = trajectory.terminated};
 
   // All that can throw comes first, so that a failure leaves nothing half pushed.
   const std::size_t old_num_turns = turn_owners_.size();
   const std::size_t old_num_trajectories = trajectories_.size();
   std::byte* block = nullptr;
+  bool are_counted = false;
   try {
     turn_owners_.insert(turn_owners_.end(), num_turns, id);
     trajectories_.push_back(record);
+    priorities_.reserve(std::ssize(trajectory.rewards));
+    versions_.add(trajectory.policy_versions, id);
+    are_counted = true;
     block = arena_.allocate(num_turns * sizeof(TurnRecord) + num_words * sizeof(std::int32_t));
   } catch (...) {
     turn_owners_.resize(old_num_turns);
     trajectories_.resize(old_num_trajectories);
+    if (are_counted) {
+      for (const std::int64_t version : trajectory.policy_versions) versions_.remove(version, 1);
+    }
     throw;
   }
   trajectories_.back().block = block;
+  priorities_.push_back(std::ssize(trajectory.rewards));
 
   auto* const turns = reinterpret_cast<TurnRecord*>(block);
   auto* const tokens = reinterpret_cast<std::int32_t*>(turns + num_turns);
@@ -177,6 +211,12 @@ void TrajectoryBuffer::evict_oldest() noexcept {
   num_tokens_ -= oldest.num_tokens;
   first_turn_id_ += oldest.num_turns;
   turn_owners_.erase(turn_owners_.begin(), turn_owners_.begin() + oldest.num_turns);
+  priorities_.pop_front(oldest.num_turns);
+  if (oldest.min_version == oldest.max_version) {
+    versions_.remove(oldest.min_version, oldest.num_turns);
+  } else {
+    for (const TurnRecord& turn : view(oldest).turns) versions_.remove(turn.policy_version, 1);
+  }
   arena_.release_oldest();
   trajectories_.pop_front();
   ++first_trajectory_id_;
@@ -209,16 +249,6 @@ IdRange TrajectoryBuffer::trajectory_range() const {
 IdRange TrajectoryBuffer::turn_range() const {
   const ReadLock lock(mutex_);
   return live_turns();
-}
-
-void TrajectoryBuffer::sample_turns(std::span<std::int64_t> turn_ids) {
-  const WriteLock lock(mutex_);
-  sampler_.draw(live_turns(), turn_ids);
-}
-
-void TrajectoryBuffer::sample_trajectories(std::span<std::int64_t> trajectory_ids) {
-  const WriteLock lock(mutex_);
-  sampler_.draw_distinct(live_trajectories(), trajectory_ids);
 }
 
 const TrajectoryBuffer::Stored& TrajectoryBuffer::stored(std::int64_t trajectory_id) const {

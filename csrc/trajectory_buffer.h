@@ -4,17 +4,24 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <memory>
+#include <optional>
 #include <shared_mutex>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "buffer_state.h"
 #include "chunk_arena.h"
+#include "id_range.h"
 #include "new_trajectory.h"
 #include "packed_arrays.h"
+#include "task_strata.h"
 #include "trajectory_view.h"
+#include "turn_priorities.h"
 #include "uniform_sampler.h"
+#include "version_table.h"
 
 namespace archer_fast {
 
@@ -25,6 +32,28 @@ struct TurnColumns {
   std::span<bool> is_last;
   std::span<bool> terminated;  // is_last, and the trajectory terminated
   std::span<bool> truncated;   // is_last, and the trajectory was truncated
+};
+
+// Which turns may be drawn, and how.
+struct TurnQuery {
+  static constexpr std::int64_t kAnyVersion = std::numeric_limits<std::int64_t>::min();
+
+  bool replacement = true;                        // else distinct
+  std::int64_t min_policy_version = kAnyVersion;  // turns of this version and later ones only
+  bool by_task = false;                           // equal numbers of each task (task_strata.h)
+};
+
+// A consistent look at the whole buffer.
+struct BufferStats {
+  std::int64_t num_trajectories;
+  std::int64_t num_turns;
+  std::int64_t num_tokens;
+  std::int64_t num_evicted;  // trajectories
+  std::int64_t num_bytes;    // held from the system, what malloc adds not counted
+  // The age of a turn is how many trajectories were pushed after its own. (a, turns): ages a to 2 a - 1,
+  // for a = 0, 1, 2, 4, 8, ...
+  std::vector<std::pair<std::int64_t, std::int64_t>> turns_by_age;
+  std::vector<std::pair<std::int64_t, std::int64_t>> turns_by_version;  // (version, turns), ascending
 };
 
 // Capacity is bounded in tokens and in trajectories; a push that passes a bound first evicts the oldest
@@ -48,7 +77,13 @@ class TrajectoryBuffer {
   static std::unique_ptr<TrajectoryBuffer> restore(const BufferState& state);
   BufferState state() const;  // O(T)
 
-  // Copies the trajectory in and gives its id. O(T) + O(evicted turns).
+  // The scalars of state(), and the arrays of the live trajectories with this id and later ones alone:
+  // what a writer that has the earlier ones must add. An id before the first live one gives state(). O(T) of
+  // these. Throws std::out_of_range for an id beyond the end of trajectory_range().
+  BufferState state_since(std::int64_t first_trajectory_id) const;
+
+  // Copies the trajectory in and gives its id. O(T) + O(evicted turns), and O(log N) where priorities are
+  // in use.
   std::int64_t push(const NewTrajectory& trajectory);
 
   std::int64_t max_tokens() const noexcept { return max_tokens_; }
@@ -59,9 +94,27 @@ class TrajectoryBuffer {
   std::int64_t num_evicted() const;  // trajectories
   IdRange trajectory_range() const;
   IdRange turn_range() const;
+  BufferStats stats() const;  // O(live versions + log B)
 
-  void sample_turns(std::span<std::int64_t> turn_ids);               // uniform, with replacement, O(n)
-  void sample_trajectories(std::span<std::int64_t> trajectory_ids);  // uniform, distinct, O(n)
+  // The samplers share one counter-based generator: the same seed and calls draw the same ids on every
+  // machine. They throw std::invalid_argument where there is too little to draw from, and nothing is drawn.
+
+  // Uniform over the live turns that the query allows. O(n). Where the query names a version or tasks, the
+  // first call after a push, or with another query, takes O(B) of the trajectories from the first that may
+  // have a turn of that version on; the calls that repeat it O(n log B). Nothing is assumed of the order in
+  // which versions were pushed.
+  void sample_turns(std::span<std::int64_t> turn_ids, const TurnQuery& query = {});
+
+  // Uniform, distinct. O(n); by task as above.
+  void sample_trajectories(std::span<std::int64_t> trajectory_ids, bool by_task = false);
+
+  // In proportion to priority, and each turn's importance weight: turn_priorities.h says how, and what
+  // it costs. The spans have one length.
+  void sample_prioritised(double beta, std::span<std::int64_t> turn_ids, std::span<float> weights);
+
+  // Returns how many of the turns were evicted since; see turn_priorities.h.
+  std::int64_t update_priorities(std::span<const std::int64_t> turn_ids, std::span<const double> priorities);
+  std::vector<double> priorities() const;  // of turn_range(), O(N)
 
   // In the following, outputs have one item per id given; O(n).
   void trajectory_of(std::span<const std::int64_t> turn_ids, std::span<std::int64_t> trajectory_ids) const;
@@ -78,10 +131,23 @@ class TrajectoryBuffer {
   struct Stored {
     std::byte* block;
     std::int64_t first_turn_id;
+    std::int64_t min_version;  // of its turns
+    std::int64_t max_version;
     std::int32_t num_turns;
     std::int32_t num_tokens;
     std::int32_t num_action_tokens;
+    std::int32_t task_id;
     bool terminated;
+  };
+
+  // What some query may draw, and what was asked when: any push makes another `end`.
+  struct Choice {
+    bool of_turns;
+    std::int64_t min_policy_version;
+    bool by_task;
+    std::int64_t end;  // of trajectory_range()
+
+    bool operator==(const Choice&) const = default;
   };
 
   // All of the following expect the lock to be held.
@@ -90,6 +156,9 @@ class TrajectoryBuffer {
   const Stored& stored(std::int64_t trajectory_id) const;
   const Stored& owner_of(std::int64_t turn_id) const;
   std::vector<TrajectoryView> views(std::span<const std::int64_t> trajectory_ids) const;
+  BufferState state_from(std::int64_t first_trajectory_id) const;
+  const TaskStrata& strata_of(bool of_turns, std::int64_t min_policy_version, bool by_task);
+  std::int64_t num_bytes() const noexcept;
   void evict_oldest() noexcept;
   std::int64_t push_locked(const NewTrajectory& trajectory);
   static TrajectoryView view(const Stored& trajectory) noexcept;
@@ -102,6 +171,10 @@ class TrajectoryBuffer {
   ChunkArena arena_;
   std::deque<Stored> trajectories_;       // of trajectory_range()
   std::deque<std::int64_t> turn_owners_;  // trajectory id of each turn of turn_range()
+  TurnPriorities priorities_;             // of turn_range()
+  VersionTable versions_;
+  std::optional<Choice> choice_;  // what strata_ holds
+  TaskStrata strata_;
   std::int64_t first_trajectory_id_ = 0;
   std::int64_t first_turn_id_ = 0;
   std::int64_t num_tokens_ = 0;

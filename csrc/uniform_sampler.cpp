@@ -1,11 +1,16 @@
 #include "uniform_sampler.h"
 
+#include <cfloat>
+#include <limits>
 #include <stdexcept>
 #include <unordered_map>
 
 #include "concat.h"
 
 namespace archer_fast {
+
+// What draw_slices promises of other machines.
+static_assert(std::numeric_limits<double>::is_iec559 && FLT_EVAL_METHOD == 0);
 
 void UniformSampler::draw(IdRange range, std::span<std::int64_t> out) {
   if (out.empty()) return;
@@ -33,6 +38,14 @@ void UniformSampler::draw_distinct(IdRange range, std::span<std::int64_t> out) {
     const std::uint64_t j = i + rng_.below(size - i);
     out[i] = range.first + static_cast<std::int64_t>(value_at(j));
     moved[j] = value_at(i);
+  }
+}
+
+void UniformSampler::draw_slices(double total, std::span<double> out) noexcept {
+  const auto num_slices = static_cast<double>(out.size());
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    const double unit = static_cast<double>(rng_.next() >> 11U) * 0x1p-53;  // [0, 1)
+    out[i] = (static_cast<double>(i) + unit) / num_slices * total;
   }
 }
 

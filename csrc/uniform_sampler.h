@@ -1,21 +1,13 @@
-// Uniform draws from a contiguous range of ids.
+// Uniform draws: ids of a contiguous range, and numbers.
 #pragma once
 
 #include <cstdint>
 #include <span>
 
 #include "counter_rng.h"
+#include "id_range.h"
 
 namespace archer_fast {
-
-// A range of ids [first, end).
-struct IdRange {
-  std::int64_t first = 0;
-  std::int64_t end = 0;
-
-  std::int64_t size() const noexcept { return end - first; }
-  bool contains(std::int64_t id) const noexcept { return first <= id && id < end; }
-};
 
 // Owner: holds its generator and nothing else. Threads: none of its own rules; the owner locks.
 class UniformSampler {
@@ -29,6 +21,13 @@ class UniformSampler {
   // Fills `out` with distinct ids in random order: every ordered choice is equally likely. O(out).
   // Throws std::invalid_argument where the range has fewer ids than `out`; nothing is drawn then.
   void draw_distinct(IdRange range, std::span<std::int64_t> out);
+
+  // Cuts [0, total) into out.size() equal slices and draws one number from each, in order. O(out).
+  // Rounding may give a slice's end, and at the last one `total` itself. Precondition: 0 <= total < inf.
+  //
+  // The same on every machine of IEEE doubles: a draw has 53 bits and becomes a number without rounding;
+  // one sum, one quotient and one product follow, each rounded once and in this order.
+  void draw_slices(double total, std::span<double> out) noexcept;
 
   const CounterRng& rng() const noexcept { return rng_; }
 

@@ -32,11 +32,12 @@ for choice in ${chosen[@]+"${chosen[@]}"}; do
   SECONDS=0
   [[ -x $venv/bin/python ]] || "$python" -m venv "$venv"
   pip=("$venv/bin/python" -m pip --disable-pip-version-check -qq)
-  "${pip[@]}" install "setuptools>=77" "cmake>=3.18" ninja "pybind11>=2.13" numpy safetensors pytest pytest-timeout hypothesis
+  "${pip[@]}" install "setuptools>=77" "cmake>=3.18" ninja "pybind11>=2.13" numpy safetensors google-crc32c \
+    pytest pytest-timeout hypothesis
   rm -rf build/lib* # setuptools would ship modules that are long gone from the sources
   "${pip[@]}" install --no-deps --no-build-isolation --force-reinstall .
   echo "== Python $version, without torch: installed in $SECONDS s"
   # From another folder: here `python -c` would import the sources instead of what was installed.
   (cd build && "../$venv/bin/pytest" -q -c ../pyproject.toml --rootdir .. -m "not slow" \
-    ../tests/test_{trajectory,packing,buffer}.py ../tests/envs)
+    ../tests/test_{trajectory,packing,buffer,segments,buffer_crash}.py ../tests/envs)
 done

@@ -15,7 +15,7 @@ from archer_fast.algorithms.archer import Archer
 from archer_fast.backbone import Backbone
 from archer_fast.batch import Alternatives, PackedBatch
 from archer_fast.buffer import TrajectoryBuffer
-from archer_fast.config import ActorConfig, BufferConfig, Config, CriticConfig, RolloutConfig
+from archer_fast.config import ActorConfig, BufferConfig, Config, CriticConfig, ModelConfig, RolloutConfig
 from archer_fast.critic import ActionFeatures, StateFeatures
 from archer_fast.envs.base import StepResult
 from archer_fast.meters import Meters
@@ -104,8 +104,8 @@ def prefix(game: Trajectory, turn: int) -> np.ndarray:
 
 def twin_of(buffer: TrajectoryBuffer, folder: Path) -> TrajectoryBuffer:
     """A buffer that will draw the same samples."""
-    buffer.save(folder / "twin.safetensors")
-    return TrajectoryBuffer.load(folder / "twin.safetensors")
+    buffer.save(folder / "twin")
+    return TrajectoryBuffer.load(folder / "twin")
 
 
 def turns_of(games: list[Trajectory]) -> list[tuple[Trajectory, int]]:
@@ -402,6 +402,70 @@ def test_actor_steps_end_once_the_policy_has_moved(make_lm: MakeLM, max_kl_step:
     learner.insert(random_games(), meters)
     learner.update_actor(9, meters)
     assert meters.read()["actor_steps"] == learner.actor_step.num_steps == num_steps
+
+
+# -- passes of few tokens --------------------------------------------------------------------------
+
+
+class PassSizes:
+    """Tokens of every pass over whole games by the reference, and of every pass of the actor that takes a gradient."""
+
+    def __init__(self, learner: Archer) -> None:
+        self.reference: list[int] = []
+        self.actor: list[int] = []
+        learner.reference.register_forward_pre_hook(lambda _, inputs: self.reference.append(inputs[0].numel()))
+        learner.actor.register_forward_pre_hook(
+            lambda _, inputs: self.actor.append(inputs[0].numel()) if torch.is_grad_enabled() else None
+        )
+
+
+def iteration_in_passes(
+    make_lm: MakeLM, trunk: str, max_pass_tokens: int
+) -> tuple[dict[str, float], dict[str, Tensor], PassSizes]:
+    """Metrics of one iteration, the gradients of its last steps with the fresh features and the cache, its passes."""
+    config = make_config(trunk, "resample")
+    config.actor.normalise_advantages, config.actor.entropy_coef, config.actor.epochs = True, 0.1, 1
+    config.critic.epochs, config.actor.batch_games = 1, 8
+    config.model.max_pass_tokens = max_pass_tokens
+    learner, meters = make_learner(make_lm, config), Meters()
+    sizes = PassSizes(learner)
+    learner.insert(random_games(9), meters)
+    learner.insert(random_games(5, seed=1), meters)
+    fresh = learner._fresh_actions([np.arange(12)], meters)[0]
+    learner.update_critic(meters)
+    sizes.actor.clear()  # a shared trunk reads whole games with a gradient
+    learner.update_actor(5, meters)
+    found = {f"actor.{n}": p.grad for n, p in learner.actor.named_parameters() if p.grad is not None}
+    found |= {f"heads.{n}": p.grad for n, p in learner.critic.heads.named_parameters() if p.grad is not None}
+    found |= {f"fresh.{n}": x for n, x in fresh._asdict().items()}
+    found |= {f"cache.{n}": x for n, x in learner.cache.state_dict().items()}
+    return meters.read(), found, sizes
+
+
+@pytest.mark.parametrize("wrong", [0, 2**31])
+def test_a_pass_holds_a_token_or_more_and_has_int32_offsets(wrong: int) -> None:
+    with pytest.raises(ValueError, match=r"max_pass_tokens: wanted a number from 1 to 2\.14748e\+09"):
+        ModelConfig(max_pass_tokens=wrong)
+
+
+@pytest.mark.parametrize("max_pass_tokens", [1, 60, 100])
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_short_passes_compute_what_one_pass_does(make_lm: MakeLM, trunk: str, max_pass_tokens: int) -> None:
+    """1: every pass holds as many tokens as the longest game."""
+    row, tensors, whole = iteration_in_passes(make_lm, trunk, 32768)
+    short_row, short_tensors, short = iteration_in_passes(make_lm, trunk, max_pass_tokens)
+    assert len(whole.actor) == 1 < len(short.actor)
+    assert sum(whole.actor) == sum(short.actor) and sum(whole.reference) == sum(short.reference)
+    assert len(short.reference) > len(whole.reference) >= 2
+    if max_pass_tokens > 1:
+        assert max(short.actor + short.reference) <= max_pass_tokens < min(whole.actor)
+    assert short_row == pytest.approx(row, rel=1e-4, abs=1e-5)
+    assert tensors.keys() == short_tensors.keys() and len(tensors) > 20
+    for name, tensor in tensors.items():
+        tolerance = 1e-4 * max(float(tensor.abs().max()), 1e-6)
+        torch.testing.assert_close(
+            short_tensors[name], tensor, rtol=1e-4, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 # -- a bandit --------------------------------------------------------------------------------------

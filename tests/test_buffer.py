@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from safetensors.numpy import save_file
 
 from archer_fast import _C
 from archer_fast.buffer import TrajectoryBuffer
@@ -225,109 +223,10 @@ def test_the_same_seed_draws_the_same_on_every_machine() -> None:
     assert buffer.sample_trajectories(5).tolist() == [14, 35, 34, 21, 48]
 
 
-def test_a_loaded_buffer_goes_on_as_the_original(tmp_path: Path) -> None:
-    buffer, games = filled(30, max_trajectories=20, seed=9)
-    buffer.sample_turns(17)
-    buffer.sample_trajectories(5)
-    buffer.save(tmp_path / "buffer.safetensors")
-    loaded = TrajectoryBuffer.load(tmp_path / "buffer.safetensors")
-
-    assert (loaded.max_tokens, loaded.max_trajectories) == (10_000, 20)
-    assert loaded.num_evicted == 10
-    assert_same(loaded.collate(np.arange(10, 30)), pack_trajectories(games[10:]))
-    for game in random_trajectories(10, seed=1):
-        assert loaded.sample_turns(33).tolist() == buffer.sample_turns(33).tolist()
-        assert loaded.sample_trajectories(7).tolist() == buffer.sample_trajectories(7).tolist()
-        assert loaded.push(game) == buffer.push(game)
-        assert loaded.turn_range == buffer.turn_range
-    loaded.save(tmp_path / "again.safetensors")
-    buffer.save(tmp_path / "buffer.safetensors")
-    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "buffer.safetensors").read_bytes()
-
-
-def test_an_empty_buffer_and_the_largest_seed_are_saved_too(tmp_path: Path) -> None:
-    buffer = TrajectoryBuffer(100, 5, seed=2**64 - 1)
-    buffer.save(tmp_path / "empty")
-    loaded = TrajectoryBuffer.load(tmp_path / "empty")
-    assert len(loaded) == 0
-    for each in (buffer, loaded):
-        each.extend(one_turn_games(5))
-    assert loaded.sample_turns(20).tolist() == buffer.sample_turns(20).tolist()
-
-
-def test_save_leaves_no_temporary_file_and_keeps_the_old_one_on_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "buffer"
-    buffer, _ = filled(3)
-    buffer.save(path)
-    before = path.read_bytes()
-
-    def full_disk(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("archer_fast.buffer_file.os.fsync", full_disk)
-    buffer.push(random_trajectories(1)[0])
-    with pytest.raises(OSError, match="No space left"):
-        buffer.save(path)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_neither_a_flipped_bit_nor_a_cut_passes_load(tmp_path: Path) -> None:
-    path = tmp_path / "buffer"
-    buffer, _ = filled(2)
-    buffer.save(path)
-    whole = path.read_bytes()
-    assert len(whole) < 4000
-    for i in range(0, len(whole), 2):
-        damaged = bytearray(whole)
-        damaged[i] ^= 1 << (i // 2 % 8)
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError) as caught:
-            TrajectoryBuffer.load(path)
-        assert str(path) in str(caught.value)
-    for length in range(0, len(whole), 31):
-        path.write_bytes(whole[:length])
-        with pytest.raises(ValueError) as caught:
-            TrajectoryBuffer.load(path)
-        assert str(path) in str(caught.value)
-
-
-def test_a_damaged_field_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "buffer"
-    turn = Turn(np.array([1234567]), np.array([2]), np.array([-1.0]), 0.0, 0)
-    buffer = TrajectoryBuffer(100, 5)
-    buffer.push(Trajectory((turn,), np.array([]), True, False))
-    buffer.save(path)
-    path.write_bytes(path.read_bytes().replace(np.int32(1234567).tobytes(), np.int32(1234568).tobytes()))
-    with pytest.raises(ValueError, match=rf"{path}: tokens: wanted crc32 \d+, got \d+: the file was damaged"):
-        TrajectoryBuffer.load(path)
-
-
-def test_a_missing_file_and_a_foreign_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        TrajectoryBuffer.load(tmp_path / "nowhere")
-    foreign = tmp_path / "foreign"
-    save_file({"weight": np.zeros(3)}, foreign)
-    with pytest.raises(ValueError, match=r"foreign: metadata: wanted the one entry '.*trajectory_buffer', got \[\]"):
-        TrajectoryBuffer.load(foreign)
-    for header, message in (
-        ('{"version": 2}', "foreign: version: wanted 1, got 2"),
-        ("[]", "foreign: version: wanted 1, got None"),
-        ("{", "foreign: metadata: wanted JSON, got '{'"),
-        ('{"version": 1, "scalars": {}}', "foreign: crc32: wanted a JSON object, got None"),
-        ('{"version": 1, "scalars": {}, "crc32": {}}', "foreign: scalars: wanted integers"),
-    ):
-        save_file({"weight": np.zeros(3)}, foreign, {"archer_fast.trajectory_buffer": header})
-        with pytest.raises(ValueError, match=message):
-            TrajectoryBuffer.load(foreign)
-
-
 def test_a_state_that_contradicts_itself_names_the_field() -> None:
     buffer, _ = filled(3)
     state = buffer._core.state()
-    for name in ("tokens", "rewards", "policy_versions", "rollout_logprobs", "observation_lengths", "terminated"):
+    for name in ("tokens", "rewards", "policy_versions", "rollout_logprobs", "terminated", "priorities", "task_ids"):
         with pytest.raises(ValueError, match=f"{name}: wanted"):
             _C.TrajectoryBuffer.restore(**(state | {name: state[name][:-1]}))  # type: ignore[typeddict-item]
     with pytest.raises(ValueError, match="first_turn_id: wanted 0 to"):

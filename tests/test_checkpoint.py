@@ -104,7 +104,7 @@ def test_the_same_iteration_saved_again_replaces_itself(tmp_path: Path) -> None:
 
 # -- broken ones -----------------------------------------------------------------------------------
 
-FILES = ["policy/config.json", "policy/model.safetensors", "state.safetensors", "state.json", "buffer.safetensors"]
+FILES = ["policy/config.json", "policy/model.safetensors", "state.safetensors", "state.json"]
 
 
 def cut_short(file: Path) -> None:
@@ -137,8 +137,9 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "field 'format': wanted 1, got 2"),
-        ({"format": None}, "field 'format': wanted 1, got None"),
+        ({"format": 1}, "field 'format': wanted 2, got 1: an older archer_fast wrote this run"),
+        ({"format": 3}, "field 'format': wanted 2, got 3"),
+        ({"format": None}, "field 'format': wanted 2, got None"),
         ({"sha256": None}, "field 'sha256' is missing"),
     ],
 )
@@ -153,12 +154,55 @@ def test_a_manifest_of_another_kind_is_named_with_its_field(
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("text", ["", '{"format": 1, "sha', "[1]", "\ufffd"])
+@pytest.mark.parametrize("text", ["", '{"format": 2, "sha', "[1]", "\ufffd"])
 def test_a_manifest_that_is_no_object_is_named(tmp_path: Path, text: str) -> None:
     path = save(tmp_path, 7)
     (path / "manifest.json").write_text(text)
     with pytest.raises(CheckpointError, match=rf"{path / 'manifest.json'}: "):
         load_checkpoint(path)
+
+
+def test_the_buffer_answers_for_its_own_files(tmp_path: Path) -> None:
+    path = save(tmp_path, 7)
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert set(manifest["sha256"]) == set(FILES)
+    files = [file for file in (path / "buffer").iterdir() if file.name != ".lock"]
+    assert len(files) == 3
+    for file in files:
+        whole = file.read_bytes()
+        flip_a_bit(file)
+        with pytest.raises(ValueError, match=str(file)):
+            TrajectoryBuffer.load(load_checkpoint(path).buffer)
+        file.write_bytes(whole)
+    TrajectoryBuffer.load(load_checkpoint(path).buffer)
+
+
+def test_the_next_checkpoint_links_the_segments_of_the_last_one(tmp_path: Path) -> None:
+    buffer = make_buffer()
+
+    def save_and_push(iteration: int) -> Path:
+        path = save_checkpoint(tmp_path, iteration, save_policy, buffer.save, TENSORS, NUMBERS, keep=2)
+        turn = Turn(np.array([1]), np.array([2]), np.array([-1.0]), 0.0, iteration)
+        buffer.push(Trajectory((turn,), np.array([]), True, False))
+        return path
+
+    def segments(path: Path) -> list[Path]:
+        return sorted(path.glob("buffer/segment-*"))
+
+    first, second = save_and_push(1), save_and_push(2)
+    assert (len(segments(first)), len(segments(second))) == (1, 2)
+    assert segments(first)[0].samefile(segments(second)[0])
+    again = save_and_push(2)  # replaces the one that it links
+    assert len(segments(again)) == 3 and segments(again)[0].samefile(segments(first)[0])
+    third = save_and_push(3)
+    assert not first.exists()
+    assert [file.stat().st_nlink for file in segments(third)] == [2, 2, 2, 1]
+    shutil.rmtree(again)
+    loaded = TrajectoryBuffer.load(load_checkpoint(third).buffer)
+    assert loaded.trajectory_range == (0, 4)
+    assert loaded.collate([3]).policy_versions.tolist() == [2]
+    save_and_push(4)
+    assert len(segments(tmp_path / "iteration-000004")) == 5
 
 
 def test_a_missing_number_is_named_with_its_file(tmp_path: Path) -> None:
@@ -241,7 +285,9 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     mount = f'mount -t tmpfs -o size=224k tmpfs "{disk}"'
     inside = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
     if shutil.which("unshare") is None or subprocess.run([*inside, mount], capture_output=True).returncode:
-        pytest.skip("cannot mount a file system here; the tests above use the kernel's file size limit")
+        pytest.skip(
+            "user namespaces are off here; runs where they are on. The tests above use the kernel's file size limit"
+        )
     command = f'{mount} && exec "{sys.executable}" "{script}" "{disk}"'
     done = subprocess.run([*inside, command], capture_output=True, text=True, check=False, env=os.environ)
     assert done.returncode == 0, done.stderr

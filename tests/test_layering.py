@@ -24,8 +24,13 @@ ARROWS: dict[str, set[str]] = {
     # left of pack: what happened, no torch
     "trajectory": set(),
     "packing": {"trajectory"},
-    "buffer_file": {"_C"},
-    "buffer": {"_C", "buffer_file", "packing", "trajectory"},
+    "token_packer": {"_C"},
+    "sealed_file": set(),
+    "folder_lock": set(),
+    "segment_file": {"sealed_file"},
+    "segment_manifest": {"sealed_file", "segment_file"},
+    "segments": {"_C", "folder_lock", "sealed_file", "segment_file", "segment_manifest"},
+    "buffer": {"_C", "packing", "segment_file", "segments", "trajectory"},
     "envs": set(),
     "rollout": set(),
     "rollout.interact": {"envs", "trajectory"},
@@ -57,6 +62,7 @@ ARROWS: dict[str, set[str]] = {
         "ops",
         "optim",
         "rollout.embedded",
+        "token_packer",
         "trajectory",
     },
     # the two sides meet
@@ -113,12 +119,26 @@ ARROWS: dict[str, set[str]] = {
     },
 }
 
-NO_TORCH = {"trajectory", "packing", "buffer", "buffer_file", "envs", "rollout", "rollout.interact"}
+NO_TORCH = {
+    "trajectory",
+    "packing",
+    "token_packer",
+    "sealed_file",
+    "folder_lock",
+    "segment_file",
+    "segment_manifest",
+    "segments",
+    "buffer",
+    "envs",
+    "rollout",
+    "rollout.interact",
+}
 NO_ENVS = {"algorithms", "critic", "actor", "advantages", "ops", "attention", "backbone", "batch"}
 # Other people's packages that are known in one place. top-level name: the rooms that may import it.
 KNOWN_ONLY_BY = {
     "transformers": {"backbone"},
     "tokenizers": {"tiny_model"},
+    "google_crc32c": {"sealed_file", "segment_manifest"},
     "flash_attn": {"attention"},
     "triton": {"ops", "compile_report"},
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
+from saved_buffers import assert_same_state
 from torch import Tensor
 
 from archer_fast import _C
@@ -26,6 +28,7 @@ from archer_fast.algorithms import archer
 from archer_fast.algorithms.archer import Archer
 from archer_fast.attention import PackedLayout, TreeLayout
 from archer_fast.backbone import Backbone
+from archer_fast.buffer import TrajectoryBuffer
 from archer_fast.checkpoint import CheckpointError, list_checkpoints, load_checkpoint
 from archer_fast.config import (
     ActorConfig,
@@ -192,7 +195,7 @@ def assert_same_run(left: Path, right: Path) -> None:
     for key, tensor in checkpoints[0].tensors.items():
         assert torch.equal(tensor, checkpoints[1].tensors[key]), key
     assert checkpoints[0].numbers == checkpoints[1].numbers
-    assert checkpoints[0].buffer.read_bytes() == checkpoints[1].buffer.read_bytes()
+    assert_same_state(*(TrajectoryBuffer.load(checkpoint.buffer) for checkpoint in checkpoints))
     assert rows_of(left) == rows_of(right)
     summaries = [json.loads((x / "summary.json").read_text()) for x in (left, right)]
     assert {**summaries[0], "finished_at": 0} == {**summaries[1], "finished_at": 0}
@@ -319,13 +322,23 @@ def test_resume_names_the_file_and_the_tensor_that_is_missing(
 
 def test_resume_names_a_damaged_file(whole_run: Path, tmp_path: Path) -> None:
     checkpoint = copy_of(whole_run, tmp_path)
-    data = bytearray((checkpoint / "buffer.safetensors").read_bytes())
-    data[-1] ^= 1
-    (checkpoint / "buffer.safetensors").write_bytes(bytes(data))
-    with pytest.raises(CheckpointError, match=r"buffer\.safetensors: its content is not what was written"):
-        run(tiny_config(tmp_path, resume=True))
-    rewrite_manifest(checkpoint)  # the buffer's own checksums still know
-    with pytest.raises(CheckpointError, match=r"buffer\.safetensors: \w+: wanted crc32"):
+    for name, message in (
+        ("policy/model.safetensors", "its content is not what was written"),
+        ("buffer/segment-000000000000-000000000016.safetensors", "crc32c: wanted .*: the file was damaged"),
+    ):
+        file = checkpoint / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(CheckpointError, match=rf"{re.escape(str(file))}: {message}"):
+            run(tiny_config(tmp_path, resume=True))
+        file.write_bytes(whole)
+
+
+def test_a_run_of_an_older_version_is_refused_by_name(whole_run: Path, tmp_path: Path) -> None:
+    checkpoint = copy_of(whole_run, tmp_path)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest | {"format": 1}))
+    with pytest.raises(CheckpointError, match="got 1: an older archer_fast wrote this run"):
         run(tiny_config(tmp_path, resume=True))
 
 

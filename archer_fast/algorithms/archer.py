@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from archer_fast.actor import actor_loss
+from archer_fast.actor import ScoredTree, accumulated_actor_loss
 from archer_fast.advantages import centre_by_state, td_target
 from archer_fast.backbone import Backbone
-from archer_fast.batch import PackedBatch, plant_tree
+from archer_fast.batch import Alternatives, PackedBatch, TreeBatch, plant_tree
 from archer_fast.buffer import TrajectoryBuffer
 from archer_fast.config import Config
 from archer_fast.critic import (
     ActionFeatures,
+    GameFeatures,
     StateFeatures,
     TurnCritic,
     read_games,
@@ -27,9 +28,8 @@ from archer_fast.meters import Meters
 from archer_fast.ops import critic_loss
 from archer_fast.optim import GuardedStep
 from archer_fast.rollout.embedded import EmbeddedEngine
+from archer_fast.token_packer import pack_tokens
 from archer_fast.trajectory import Trajectory
-
-GAMES_A_PASS = 64  # of the passes that fill the feature cache
 
 
 class Archer:
@@ -57,18 +57,26 @@ class Archer:
         first = self.buffer.trajectory_range[1]
         self.buffer.extend(trajectories)
         low, end = self.buffer.trajectory_range
-        for start in range(max(first, low), end, GAMES_A_PASS):
-            games = np.arange(start, min(start + GAMES_A_PASS, end))
-            batch = self._collate(games)
+        games = np.arange(max(first, low), end)  # all but those that the push itself evicted
+        if games.size == 0:
+            return
+        passes = self._passes([t.num_tokens for t in trajectories[-games.size :]])
+        parts, sums = [], []
+        for part in passes:
+            batch = self._collate(games[part])
             with torch.no_grad():
-                features = read_games(self.reference, batch, self.config.rollout.temperature)
-            meters.add(kl=(batch.rollout_logprobs.sum() - features.action.logprob.sum()) / len(batch.turn))
-            # Minus the mean log-prob of what was sampled estimates the entropy without a pass of its own.
-            meters.add(entropy=-batch.rollout_logprobs.sum() / batch.action_mask.sum())
+                parts.append(read_games(self.reference, batch, self.config.rollout.temperature))
+            logprob = parts[-1].action.logprob.sum()
+            sums.append(torch.stack([batch.rollout_logprobs.sum(), logprob, batch.action_mask.sum()]))
             meters.count(processed_tokens=batch.num_tokens)
-            if not self.critic.trains_trunk:
-                first_turn = int(self.buffer.turn_span(games[:1])[0][0])
-                self.cache.insert(features, first_turn, start, self.buffer.turn_range, self.buffer.trajectory_range)
+        rollout_logprob, logprob, num_tokens = torch.stack(sums).sum(0)
+        turn_ids = np.concatenate([self._turns_of(games[part]) for part in passes])
+        meters.add(kl=(rollout_logprob - logprob) / turn_ids.size)
+        # Minus the mean log-prob of what was sampled estimates the entropy without a pass of its own.
+        meters.add(entropy=-rollout_logprob / num_tokens)
+        if not self.critic.trains_trunk:
+            features, first_turn = _in_order(parts, turn_ids, np.concatenate(passes)), int(turn_ids.min())
+            self.cache.insert(features, first_turn, int(games[0]), self.buffer.turn_range, self.buffer.trajectory_range)
 
     def update_critic(self, meters: Meters, on_step: Callable[[], object] = lambda: None) -> None:
         """`epochs` gradient steps on replayed transitions, the target moved after each."""
@@ -95,34 +103,29 @@ class Archer:
             batch = self._collate(games)
             forwarded = self.engine.num_forward_tokens
             alternatives = self.engine.sample_alternatives(batch, self._choose_states(batch))
-            tree = plant_tree(batch, alternatives, self.actor.layout(batch.cu_seqlens, batch.lengths))
-            state, action, ref_logprobs = read_tree(self.critic.trunk, batch, tree, temperature)
-            with torch.no_grad():
-                q = self.critic.heads.q_value(state, action).amin(0)
-                advantages = centre_by_state(q, tree.turn_ids, batch.turn.shape[0])
-            passes = 2
-            if self.critic.trunk is not self.reference:
-                ref_logprobs = read_tree(self.reference, batch, tree, temperature)[2]
-                passes = 3
-            sampled = self.engine.num_forward_tokens - forwarded
-            meters.count(processed_tokens=sampled + passes * tree.input_ids.numel(), useful_tokens=tree.rows.numel())
-            kl = ((tree.rollout_logprobs.sum() - ref_logprobs.sum()) / tree.num_branches).item()
+            scored, q = self._score(games, batch, alternatives)
+            trees = [s.tree for s in scored]
+            sampled, num_branches = self.engine.num_forward_tokens - forwarded, sum(t.num_branches for t in trees)
+            passes = 2 if self.critic.trunk is self.reference else 3
+            meters.count(
+                processed_tokens=sampled + passes * sum(t.input_ids.numel() for t in trees),
+                useful_tokens=sum(t.rows.numel() for t in trees),
+            )
+            moved = torch.stack([s.tree.rollout_logprobs.sum() - s.ref_logprobs.sum() for s in scored]).sum()
+            kl = (moved / num_branches).item()
             first_kl = kl if first_kl is None else first_kl
             if abs(kl - first_kl) > a.max_kl_step:
                 break
-            out = actor_loss(
+            out = accumulated_actor_loss(
                 self.actor,
-                tree,
-                advantages,
-                ref_logprobs,
+                scored,
                 temperature=temperature,
                 kl_coef=a.kl_coef,
                 entropy_coef=a.entropy_coef,
                 normalise_advantages=a.normalise_advantages,
             )
-            meters.add(
-                actor_loss=out.policy_loss, entropy_fresh=out.entropy, advantage_std=advantages.std(), q_fresh=q.mean()
-            )
+            spread = torch.cat([s.advantages for s in scored]).std()
+            meters.add(actor_loss=out.policy_loss, entropy_fresh=out.entropy, advantage_std=spread, q_fresh=q.mean())
             meters.count(actor_steps=1)
             self.actor_step(out.loss, meters, games)
             on_step()
@@ -176,8 +179,7 @@ class Archer:
             return self.buffer.sample_turns(self.config.critic.batch_turns)
         num_games = max(1, round(self.config.critic.batch_turns * len(self.buffer) / self.buffer.num_turns))
         games = np.sort(self.buffer.sample_trajectories(min(num_games, len(self.buffer))))  # as they are collated
-        first, count = self.buffer.turn_span(games)
-        return np.concatenate([np.arange(f, f + n) for f, n in zip(first, count, strict=True)])
+        return self._turns_of(games)
 
     def _critic_loss(self, turn_ids: np.ndarray, fresh: ActionFeatures | None, meters: Meters) -> Tensor:
         records = self.buffer.turn_records(turn_ids)
@@ -261,11 +263,11 @@ class Archer:
             turn_ids = np.full((chosen.size, counts[chosen].max()), -1, np.int64)
             turn_ids[rows, column] = turn_in_batch
             alternatives = self.engine.sample_alternatives(batch, torch.from_numpy(turn_ids).to(self.actor.device))
-            tree = plant_tree(batch, alternatives, self.actor.layout(batch.cu_seqlens, batch.lengths))
-            _, action, _ = read_tree(trunk, batch, tree, self.config.rollout.temperature)
-            meters.count(processed_tokens=tree.input_ids.numel(), useful_tokens=tree.rows.numel())
-            at = torch.from_numpy(places).to(self.actor.device)
-            hidden[at], logprob[at] = action.hidden.float(), action.logprob
+            for part, own, tree in self._trees(games[chosen], batch, alternatives):
+                _, action, _ = read_tree(trunk, own, tree, self.config.rollout.temperature)
+                meters.count(processed_tokens=tree.input_ids.numel(), useful_tokens=tree.rows.numel())
+                at = torch.from_numpy(places[np.isin(rows, part)]).to(self.actor.device)
+                hidden[at], logprob[at] = action.hidden.float(), action.logprob
         meters.count(processed_tokens=self.engine.num_forward_tokens - forwarded)
         return [ActionFeatures(h, lp) for h, lp in zip(hidden.split(sizes), logprob.split(sizes), strict=True)]
 
@@ -290,5 +292,61 @@ class Archer:
             first += count
         return torch.from_numpy(np.repeat(turn_ids, a.alternatives, axis=1)).to(batch.input_ids.device)
 
+    @torch.no_grad()
+    def _score(
+        self, games: np.ndarray, batch: PackedBatch, alternatives: Alternatives
+    ) -> tuple[list[ScoredTree], Tensor]:
+        """The actor's trees with advantages by the critic, and min(Q1, Q2) [num_branches of all] of their branches."""
+        scored, q_values, temperature = [], [], self.config.rollout.temperature
+        for _, own, tree in self._trees(games, batch, alternatives):
+            state, action, ref_logprobs = read_tree(self.critic.trunk, own, tree, temperature)
+            q = self.critic.heads.q_value(state, action).amin(0)
+            if self.critic.trunk is not self.reference:
+                ref_logprobs = read_tree(self.reference, own, tree, temperature)[2]
+            scored.append(ScoredTree(tree, centre_by_state(q, tree.turn_ids, own.turn.shape[0]), ref_logprobs))
+            q_values.append(q)
+        return scored, torch.cat(q_values)
+
+    # -- passes over stored games --------------------------------------------------------------------
+
     def _collate(self, trajectory_ids: np.ndarray) -> PackedBatch:
         return PackedBatch.from_arrays(self.buffer.collate(trajectory_ids), self.actor.device)
+
+    def _turns_of(self, trajectory_ids: np.ndarray) -> np.ndarray:
+        """The ids of all their turns, game after game."""
+        first, count = self.buffer.turn_span(trajectory_ids)
+        return np.concatenate([np.arange(f, f + n) for f, n in zip(first, count, strict=True)])
+
+    def _passes(self, lengths: list[int]) -> list[np.ndarray]:
+        """Which of some games share a pass over the trunk: their places in `lengths`, ascending."""
+        return pack_tokens(lengths, max(self.config.model.max_pass_tokens, max(lengths)))
+
+    def _trees(
+        self, games: np.ndarray, batch: PackedBatch, alternatives: Alternatives
+    ) -> Iterator[tuple[np.ndarray, PackedBatch, TreeBatch]]:
+        """The trees of `batch`, which packs `games`, cut into passes: places in `games`, those games, their tree."""
+        branches = alternatives.lengths.sum(1).tolist()
+        passes = self._passes([n + m for n, m in zip(batch.lengths, branches, strict=True)])
+        for part in passes:
+            own = batch if len(passes) == 1 else self._collate(games[part])
+            at = torch.from_numpy(part).to(batch.cu_turns.device)
+            shift = own.cu_turns[:-1].long() - batch.cu_turns[at].long()
+            turn_ids = alternatives.turn_ids[at]
+            theirs = Alternatives(
+                alternatives.action_ids[at],
+                alternatives.logprobs[at],
+                alternatives.lengths[at],
+                torch.where(turn_ids >= 0, turn_ids + shift[:, None], -1),
+            )
+            yield part, own, plant_tree(own, theirs, self.actor.layout(own.cu_seqlens, own.lengths))
+
+
+def _in_order(parts: list[GameFeatures], turn_ids: np.ndarray, games: np.ndarray) -> GameFeatures:
+    """Features of passes that were cut from many games, joined by turn and by game as those follow one another."""
+    turns, order = (torch.from_numpy(np.argsort(ids)).to(parts[0].state.hidden.device) for ids in (turn_ids, games))
+    state, action, final = zip(*parts, strict=True)
+    return GameFeatures(
+        StateFeatures(*(torch.cat(column)[turns] for column in zip(*state, strict=True))),
+        ActionFeatures(*(torch.cat(column)[turns] for column in zip(*action, strict=True))),
+        StateFeatures(*(torch.cat(column)[order] for column in zip(*final, strict=True))),
+    )

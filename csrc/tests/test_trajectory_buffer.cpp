@@ -86,6 +86,19 @@ TEST_CASE("a state that contradicts itself names the field") {
   CHECK_THROWS_WITH_AS(TrajectoryBuffer::restore(state), "tokens: wanted at most max_tokens = 5, got 9",
                        std::invalid_argument);
   state = buffer.state();
+  state.task_ids.push_back(1);
+  CHECK_THROWS_WITH_AS(TrajectoryBuffer::restore(state), "task_ids: wanted 1 items, got 2", std::invalid_argument);
+  state = buffer.state();
+  state.priorities.pop_back();
+  CHECK_THROWS_WITH_AS(TrajectoryBuffer::restore(state), "priorities: wanted 2 items, got 1", std::invalid_argument);
+  state = buffer.state();
+  state.priorities[1] = 1.5;
+  CHECK_THROWS_WITH_AS(TrajectoryBuffer::restore(state), "priorities[1]: wanted 0 to max_priority = 1, got 1.5",
+                       std::invalid_argument);
+  state.max_priority = 0.5;
+  CHECK_THROWS_WITH_AS(TrajectoryBuffer::restore(state), "max_priority: wanted 1 to 1e+200, got 0.5",
+                       std::invalid_argument);
+  state = buffer.state();
   state.rewards[0] = 1.0F / 0.0F;
   CHECK_THROWS_WITH_AS(TrajectoryBuffer::restore(state),
                        "trajectory 0 of 1: rewards[0]: wanted a finite number, got inf", std::invalid_argument);
@@ -93,15 +106,23 @@ TEST_CASE("a state that contradicts itself names the field") {
 
 TEST_CASE("4 producers and 2 samplers with eviction racing") {
   TrajectoryBuffer buffer(1000, 50, 0);
-  buffer.push(Example{}.view());
+  for (int i = 0; i < 8; ++i) buffer.push(Example{}.view());
   std::atomic<bool> stop = false;
   std::atomic<int> wrong = 0;
   std::vector<std::thread> samplers, producers;
   for (int s = 0; s < 2; ++s) {
     samplers.emplace_back([&] {
-      while (!stop) {
+      std::vector<float> weights(8);
+      for (int round = 0; !stop; ++round) {
         Ids turns(8), owners(8);
-        buffer.sample_turns(turns);
+        if (round % 4 == 0) {
+          buffer.sample_turns(turns);
+        } else if (round % 4 == 1) {
+          buffer.sample_turns(turns, {.replacement = false, .min_policy_version = 8, .by_task = true});
+        } else {
+          buffer.sample_prioritised(0.4, turns, weights);
+          buffer.update_priorities(turns, std::vector<double>(8, 0.5 + round % 8));
+        }
         try {
           buffer.trajectory_of(turns, owners);
           for (std::size_t i = 0; i < 8; ++i) wrong += owners[i] != turns[i] / 2 ? 1 : 0;  // 2 turns each
@@ -120,6 +141,7 @@ TEST_CASE("4 producers and 2 samplers with eviction racing") {
   stop = true;
   for (std::thread& thread : samplers) thread.join();
   CHECK(wrong == 0);
-  CHECK(buffer.trajectory_range().end == 8001);
+  CHECK(buffer.trajectory_range().end == 8008);
   CHECK(buffer.num_trajectories() == 50);
+  CHECK(buffer.priorities().size() == 100);
 }

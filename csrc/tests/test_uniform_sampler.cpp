@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdlib>
 #include <map>
 #include <stdexcept>
@@ -56,4 +57,30 @@ TEST_CASE("too many is refused and draws nothing; none is fine") {
   sampler.draw({7, 7}, {});
   sampler.draw_distinct({7, 7}, {});
   CHECK(sampler.rng().counter() == 0);
+}
+
+TEST_CASE("draw_slices gives one number of each slice, uniform within it") {
+  UniformSampler sampler(CounterRng(4));
+  double mean = 0.0;
+  for (int round = 0; round < 1000; ++round) {
+    std::vector<double> numbers(10);
+    sampler.draw_slices(25.0, numbers);
+    for (std::size_t i = 0; i < 10; ++i) {
+      const double begin = 2.5 * static_cast<double>(i);
+      CHECK(begin <= numbers[i]);
+      CHECK(numbers[i] < begin + 2.5);
+      mean += (numbers[i] - begin) / 2.5 / 10'000;
+    }
+  }
+  CHECK(std::abs(mean - 0.5) < 0.015);  // 5 standard deviations
+  CHECK(sampler.rng().counter() == 10'000);
+}
+
+TEST_CASE("draw_slices is the same on every machine, to the last bit") {
+  UniformSampler sampler(CounterRng(7));
+  std::vector<double> numbers(3);
+  sampler.draw_slices(10.0, numbers);
+  CHECK(numbers[0] == 0x1.33d7eefc7dc90p+1);
+  CHECK(numbers[1] == 0x1.5fefda53004c4p+2);
+  CHECK(numbers[2] == 0x1.0feeea36d453fp+3);
 }

@@ -1,0 +1,706 @@
+"""A buffer's folder: what a commit writes, links and deletes, and what every kind of damage is called."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any, cast
+
+import google_crc32c
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+from safetensors.numpy import load_file
+from saved_buffers import (
+    assert_same_state,
+    filled,
+    game,
+    learn,
+    names_in,
+    push,
+    reseal_manifest,
+    reseal_segment,
+    segments_in,
+    state_of,
+)
+
+from archer_fast import segments
+from archer_fast.buffer import TrajectoryBuffer
+from archer_fast.folder_lock import folder_lock
+from archer_fast.packing import pack_trajectories
+from archer_fast.sealed_file import SealedFile
+from archer_fast.segment_file import batches
+from archer_fast.segment_manifest import read_manifest, write_manifest
+
+load = TrajectoryBuffer.load
+
+# -- there and back --------------------------------------------------------------------------------
+
+
+def test_a_loaded_buffer_goes_on_as_the_original(tmp_path: Path) -> None:
+    buffer = filled(30, max_trajectories=20, seed=9)
+    buffer.sample_turns(17)
+    buffer.sample_trajectories(5)
+    learn(buffer)
+    buffer.save(tmp_path)
+    loaded = load(tmp_path)
+    assert_same_state(loaded, buffer)
+    assert (loaded.max_tokens, loaded.max_trajectories, loaded.num_evicted) == (100_000, 20, 10)
+    for _ in range(30):
+        assert loaded.sample_turns(33).tolist() == buffer.sample_turns(33).tolist()
+        assert (
+            loaded.sample_trajectories(7, by_task=True).tolist() == buffer.sample_trajectories(7, by_task=True).tolist()
+        )
+        for mine, other in zip(loaded.sample_prioritised(9), buffer.sample_prioritised(9), strict=True):
+            assert mine.tolist() == other.tolist()
+        learn(loaded)
+        learn(buffer)
+        push(loaded, 1)
+        push(buffer, 1)
+        assert_same_state(loaded, buffer)
+
+
+def test_an_empty_buffer_and_the_largest_seed_are_saved_too(tmp_path: Path) -> None:
+    buffer = TrajectoryBuffer(100, 5, seed=2**64 - 1)
+    buffer.save(tmp_path / "empty")
+    assert names_in(tmp_path / "empty") == ["manifest.json", "priorities-000000001.safetensors"]
+    assert_same_state(load(tmp_path / "empty"), buffer)
+    push(buffer, 2)
+    buffer.save(tmp_path / "empty")
+    assert_same_state(load(tmp_path / "empty"), buffer)
+
+
+def test_equal_histories_make_equal_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        buffer = filled(3)
+        buffer.save(tmp_path / name)
+        push(buffer, 2)
+        buffer.save(tmp_path / name)
+    assert names_in(tmp_path / "a") == names_in(tmp_path / "b")
+    for name in names_in(tmp_path / "a"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+# -- commits ---------------------------------------------------------------------------------------
+
+
+def inodes(folder: Path) -> dict[str, tuple[int, int]]:
+    return {n: (s.st_ino, s.st_mtime_ns) for n in names_in(folder) if (s := (folder / n).stat())}
+
+
+def test_a_commit_writes_what_is_new_and_touches_no_older_segment(tmp_path: Path) -> None:
+    buffer = filled(3)
+    buffer.save(tmp_path)
+    assert segments_in(tmp_path) == ["0-3"]
+    before = inodes(tmp_path)
+    push(buffer, 2)
+    buffer.save(tmp_path)
+    assert names_in(tmp_path) == [
+        "manifest.json",
+        "priorities-000000002.safetensors",
+        "segment-000000000000-000000000003.safetensors",
+        "segment-000000000003-000000000005.safetensors",
+    ]
+    kept = "segment-000000000000-000000000003.safetensors"
+    assert inodes(tmp_path)[kept] == before[kept]
+    new = load_file(tmp_path / "segment-000000000003-000000000005.safetensors")
+    assert new["policy_versions"].tolist() == [3] * game(3).num_turns + [4] * game(4).num_turns
+    assert_same_state(load(tmp_path), buffer)
+    buffer.sample_turns(9)
+    learn(buffer)
+    buffer.save(tmp_path)
+    assert segments_in(tmp_path) == ["0-3", "3-5"], "nothing was pushed"
+    assert_same_state(load(tmp_path), buffer)
+
+
+def test_segments_are_deleted_once_wholly_evicted_and_read_in_part_before(tmp_path: Path) -> None:
+    buffer = filled(4, max_trajectories=6)
+    buffer.save(tmp_path)
+    push(buffer, 3)
+    buffer.save(tmp_path)
+    assert buffer.trajectory_range == (1, 7) and segments_in(tmp_path) == ["0-4", "4-7"]
+    assert_same_state(load(tmp_path), buffer)
+    push(buffer, 2)
+    buffer.save(tmp_path)
+    assert buffer.trajectory_range == (3, 9) and segments_in(tmp_path) == ["0-4", "4-7", "7-9"]
+    assert_same_state(load(tmp_path), buffer)
+    push(buffer, 1)
+    buffer.save(tmp_path)
+    assert buffer.trajectory_range == (4, 10) and segments_in(tmp_path) == ["4-7", "7-9", "9-10"]
+    assert_same_state(load(tmp_path), buffer)
+    push(buffer, 50)
+    buffer.save(tmp_path)
+    assert segments_in(tmp_path) == ["54-60"], "what came and went between two commits is written by none"
+    assert_same_state(load(tmp_path), buffer)
+
+
+def test_a_loaded_buffer_commits_to_its_folder_what_is_new(tmp_path: Path) -> None:
+    filled(3).save(tmp_path)
+    loaded = load(tmp_path)
+    push(loaded, 2)
+    loaded.save(tmp_path)
+    assert segments_in(tmp_path) == ["0-3", "3-5"]
+    assert_same_state(load(tmp_path), filled(5))
+
+
+def test_batches() -> None:
+    assert list(batches(np.array([3, 3, 3, 9, 1], np.int32), 6)) == [(0, 2), (2, 3), (3, 4), (4, 5)]
+    assert list(batches(np.array([], np.int32), 6)) == []
+    assert list(batches(np.array([6, 6], np.int32), 6)) == [(0, 1), (1, 2)]
+
+
+def test_much_at_once_becomes_several_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "MAX_SEGMENT_TOKENS", 30)
+    buffer = filled(40)
+    buffer.save(tmp_path)
+    sizes = [load_file(tmp_path / name)["num_tokens"] for name in names_in(tmp_path) if name.startswith("segment")]
+    assert len(sizes) > 10 and sum(s.size for s in sizes) == 40
+    assert all(s.sum() <= 30 for s in sizes)
+    assert all(a.sum() + b[0] > 30 for a, b in itertools.pairwise(sizes)), "none could have taken one more"
+    assert_same_state(load(tmp_path), buffer)
+    loaded = load(tmp_path)
+    push(loaded, 1)
+    loaded.save(tmp_path)
+    assert_same_state(load(tmp_path), filled(41))
+
+
+class Folders(RuleBasedStateMachine):
+    """Buffers that are pushed to, saved, loaded and gone on with in any order, against what was last saved where."""
+
+    folders: Bundle[str] = Bundle("folders")
+
+    @initialize(seed=st.integers(0, 9))
+    def begin(self, seed: int) -> None:
+        self.root = Path(tempfile.mkdtemp())
+        self.buffer = TrajectoryBuffer(120, 8, seed)
+        self.saved: dict[str, dict[str, Any]] = {}
+        self.count = 0
+
+    def teardown(self) -> None:
+        if hasattr(self, "root"):
+            shutil.rmtree(self.root)
+
+    @rule(num=st.integers(0, 5), drawn=st.integers(0, 3))
+    def push(self, num: int, drawn: int) -> None:
+        for i in range(num):
+            self.buffer.push(game(1000 * self.count + i))  # another history after every load
+        if len(self.buffer):
+            self.buffer.sample_turns(drawn)
+            learn(self.buffer)
+
+    @rule(target=folders)
+    def save_elsewhere(self) -> str:
+        return self.save_to(None)
+
+    @rule(target=folders, previous=folders)
+    def save_beside(self, previous: str) -> str:
+        return self.save_to(previous)
+
+    def save_to(self, previous: str | None) -> str:
+        self.count += 1
+        name = str(self.count)
+        self.buffer.save(self.root / name, None if previous is None else self.root / previous)
+        self.saved[name] = state_of(self.buffer)
+        return name
+
+    @rule(name=folders)
+    def save_again(self, name: str) -> None:
+        self.buffer.save(self.root / name)
+        self.saved[name] = state_of(self.buffer)
+
+    @rule(name=folders)
+    def load(self, name: str) -> None:
+        self.count += 1
+        self.buffer = load(self.root / name)
+
+    @rule(name=consumes(folders))
+    def delete(self, name: str) -> None:
+        shutil.rmtree(self.root / name)
+        del self.saved[name]
+
+    @invariant()
+    def every_folder_is_whole_by_itself(self) -> None:
+        for name, state in getattr(self, "saved", {}).items():
+            assert_same_state(load(self.root / name), state)
+            manifest = read_manifest(self.root / name)
+            assert set(names_in(self.root / name)) == manifest.names() | {"manifest.json"}
+
+
+TestFolders = Folders.TestCase
+TestFolders.settings = settings(
+    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+def test_a_commit_that_may_not_last_keeps_the_files_of_the_old_one_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = filled(3, max_trajectories=3)
+    buffer.save(tmp_path)
+    names = set(names_in(tmp_path))
+    push(buffer, 3)
+    syncs: list[Path] = []
+
+    def fails_after_the_manifest(folder: Path) -> None:
+        syncs.append(folder)
+        if len(syncs) == 2:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(segments, "sync_folder", fails_after_the_manifest)
+    with pytest.raises(OSError, match="Input/output error"):
+        buffer.save(tmp_path)
+    assert names < set(names_in(tmp_path)), "should the machine stop now, either manifest may be found"
+    assert_same_state(load(tmp_path), buffer)
+    push(buffer, 1)
+    buffer.save(tmp_path)
+    assert_same_state(load(tmp_path), buffer)
+
+
+# -- links -----------------------------------------------------------------------------------------
+
+
+def test_the_next_folder_links_what_the_previous_one_holds_and_outlives_it(tmp_path: Path) -> None:
+    old, new = tmp_path / "1", tmp_path / "2"
+    buffer = filled(6, max_trajectories=8)
+    buffer.save(old)
+    push(buffer, 1)
+    buffer.save(old)
+    push(buffer, 4)
+    before = inodes(old)
+    buffer.save(new, previous=old)
+    assert segments_in(new) == ["0-6", "6-7", "7-11"] and buffer.trajectory_range == (3, 11)
+    for name in names_in(old):
+        if name.startswith("segment"):
+            assert (old / name).samefile(new / name)
+    assert inodes(old) == before, "the previous folder is as it was"
+    assert_same_state(load(old), filled(7, max_trajectories=8))
+    shutil.rmtree(old)
+    assert_same_state(load(new), buffer)
+
+
+@pytest.mark.parametrize("harm", ["gone", "no manifest", "cut short", "another buffer's", "a segment gone"])
+def test_what_cannot_be_linked_is_written_again(tmp_path: Path, harm: str) -> None:
+    old, new = tmp_path / "1", tmp_path / "2"
+    buffer = filled(3)
+    buffer.save(old)
+    segment = old / "segment-000000000000-000000000003.safetensors"
+    if harm == "gone":
+        shutil.rmtree(old)
+    elif harm == "no manifest":
+        (old / "manifest.json").write_text("{")
+    elif harm == "cut short":
+        os.truncate(segment, 100)
+    elif harm == "a segment gone":
+        segment.unlink()
+    else:
+        shutil.rmtree(old)
+        other = TrajectoryBuffer(1000, 10)
+        other.extend([game(n) for n in (7, 8, 9)])
+        other.save(old)
+    push(buffer, 1)
+    buffer.save(new, previous=old)
+    assert segments_in(new) == ["0-4"]
+    assert_same_state(load(new), filled(4))
+
+
+def test_another_file_system_refuses_links_and_all_is_written(tmp_path: Path) -> None:
+    shm = Path("/dev/shm")
+    if not shm.is_dir() or shm.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs /dev/shm to be another file system than the temporary folder's")
+    other = shm / f"archer_fast_test_{os.getpid()}"
+    try:
+        buffer = filled(3)
+        buffer.save(tmp_path)
+        push(buffer, 1)
+        buffer.save(other, previous=tmp_path)
+        assert segments_in(other) == ["0-4"]
+        assert_same_state(load(other), buffer)
+    finally:
+        shutil.rmtree(other, ignore_errors=True)
+
+
+def test_a_folder_that_another_buffer_saved_to_is_replaced_in_one_step(tmp_path: Path) -> None:
+    """Both histories have segments of the same ids: the new one's take other names until the old ones go."""
+    filled(3).save(tmp_path)
+    other = TrajectoryBuffer(1000, 10)
+    other.extend([game(n) for n in (7, 8, 9)])
+    other.save(tmp_path)
+    assert segments_in(tmp_path) == ["0-3-1"]
+    assert_same_state(load(tmp_path), other)
+
+
+def test_two_buffers_that_part_ways_overwrite_each_other_whole(tmp_path: Path) -> None:
+    left = filled(3)
+    left.save(tmp_path)
+    right = load(tmp_path)
+    left.push(game(100))
+    left.save(tmp_path)
+    right.push(game(200))
+    right.save(tmp_path)
+    assert_same_state(load(tmp_path), right)
+    assert segments_in(tmp_path) == ["0-3", "3-4-1"]
+    left.save(tmp_path)
+    assert_same_state(load(tmp_path), left)
+
+
+# -- damage ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """Three segments, the first of them evicted in part."""
+    buffer = filled(4, max_trajectories=7)
+    for num in (3, 2):
+        buffer.save(tmp_path)
+        push(buffer, num)
+    buffer.save(tmp_path)
+    assert len(names_in(tmp_path)) == 5 and buffer.num_evicted == 2
+    return tmp_path
+
+
+def assert_named(folder: Path, path: Path) -> str:
+    with pytest.raises((ValueError, OSError)) as caught:
+        load(folder)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_no_flipped_bit_passes(saved: Path) -> None:
+    rng = random.Random(0)
+    for name in names_in(saved):
+        path = saved / name
+        whole = path.read_bytes()
+        places = sorted({*range(0, min(len(whole), 1200), 5), *(rng.randrange(len(whole)) for _ in range(150))})
+        for place in places:
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << rng.randrange(8)
+            path.write_bytes(damaged)
+            message = assert_named(saved, path)
+            if name != "manifest.json":
+                assert "crc32c: wanted" in message and "the file was damaged" in message
+        path.write_bytes(whole)
+    load(saved)
+
+
+def test_no_cut_and_no_tail_passes(saved: Path) -> None:
+    for name in names_in(saved):
+        path = saved / name
+        whole = path.read_bytes()
+        for length in sorted({0, 1, len(whole) - 1, *range(0, len(whole), 29)}):
+            path.write_bytes(whole[:length])
+            message = assert_named(saved, path)
+            if name != "manifest.json":
+                assert f"size: wanted {len(whole)} bytes, got {length}" in message
+        for tail in (b"\0", b"\n", b" "):
+            path.write_bytes(whole + tail)
+            assert_named(saved, path)
+        path.write_bytes(whole)
+    load(saved)
+
+
+def test_a_missing_file_is_named(saved: Path) -> None:
+    for name in names_in(saved):
+        path = saved / name
+        whole = path.read_bytes()
+        path.unlink()
+        with pytest.raises(FileNotFoundError, match=re.escape(str(path))):
+            load(saved)
+        path.write_bytes(whole)
+    load(saved)
+
+
+def test_swapped_files_are_named(saved: Path) -> None:
+    first, second, _ = (saved / name for name in names_in(saved) if name.startswith("segment"))
+    one, other = first.read_bytes(), second.read_bytes()
+    first.write_bytes(other)
+    second.write_bytes(one)
+    assert_named(saved, first)
+
+
+def test_what_nobody_names_is_ignored_and_ours_of_it_swept(saved: Path) -> None:
+    left_behind = [
+        "segment-000000000009-000000000012.safetensors",
+        "segment-000000000000-000000000004-3.safetensors",
+        "priorities-000000077.safetensors",
+        ".manifest.json.tmp",
+        ".segment-000000000009-000000000012.safetensors.tmp",
+        ".priorities-000000004.safetensors.tmp",
+    ]
+    foreign = ["notes.txt", "segment.safetensors", ".hidden", "segment-a-b.safetensors", "x.tmp"]
+    for name in (*left_behind, *foreign):
+        (saved / name).write_bytes(b"half")
+    buffer = load(saved)
+    push(buffer, 3)  # the name of what was left behind
+    buffer.save(saved)
+    assert_same_state(load(saved), buffer)
+    there = set(names_in(saved))
+    assert set(foreign) <= there
+    assert there - set(foreign) == read_manifest(saved).names() | {"manifest.json"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": np.zeros(4, np.int64)}, "tokens: wanted a 1-d array of int32, got int64 of shape (4,)"),
+        ({"tokens": np.zeros((4, 1), np.int32)}, "tokens: wanted a 1-d array of int32, got int32 of shape (4, 1)"),
+        ({"tokens": np.zeros(4, np.int32)}, "tokens: wanted 53 items, got 4"),
+        ({"rewards": None}, "wanted the fields ['action_lengths', "),
+        ({"extra": np.zeros(1)}, "wanted the fields ['action_lengths', "),
+        ({"rewards": np.zeros(1, np.float32)}, "rewards: wanted "),
+        ({"rollout_logprobs": np.zeros(1, np.float32)}, "rollout_logprobs: wanted "),
+        ({"terminated": np.zeros(3, np.bool_)}, "terminated: wanted 4 items, got 3"),
+        ({"num_turns": np.array([1, 1, -1, 1], np.int32)}, "num_turns: wanted at least 1, got -1"),
+        ({"num_tokens": np.array([0, 1, 1, 1], np.int32)}, "num_tokens: wanted at least 1, got 0"),
+        ({"num_turns": np.full(4, 2**31 - 1, np.int32)}, "observation_lengths: wanted 8589934588 items, got "),
+    ],
+)
+def test_a_segment_that_is_wrong_under_a_right_checksum(saved: Path, changes: dict[str, Any], message: str) -> None:
+    path = reseal_segment(saved, **changes)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: {message}")):
+        load(saved)
+
+
+def test_a_token_that_the_core_refuses_is_named_with_the_folder(saved: Path) -> None:
+    path = saved / names_in(saved)[2]
+    tokens = load_file(path)["tokens"]
+    tokens[-1] = -5
+    reseal_segment(saved, tokens=tokens)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(saved))}: .*tokens\[\d+\]: .* got -5"):
+        load(saved)
+
+
+def test_a_file_that_is_no_safetensors_under_a_right_checksum(saved: Path) -> None:
+    manifest = read_manifest(saved)
+    path = saved / manifest.priorities.name
+    path.write_bytes(b"abcd")
+    crc32c_of_abcd = 0x92C80A31
+    reseal_manifest(saved, priorities=SealedFile(path.name, 4, crc32c_of_abcd))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: wanted a whole safetensors file, got: "):
+        load(saved)
+
+
+def test_whatever_a_right_checksum_covers_is_read_or_refused(saved: Path) -> None:
+    """What no accident makes: damaged bytes whose checksums were made right again."""
+    rng = random.Random(0)
+    manifest = read_manifest(saved)
+    for sealed in (manifest.segments[0].file, manifest.priorities):
+        path = saved / sealed.name
+        whole = path.read_bytes()
+        outcomes = set()
+        for _ in range(300):
+            damaged = bytearray(whole[: rng.choice([len(whole)] * 4 + [rng.randrange(len(whole))])])
+            for _ in range(rng.randint(1, 4)):
+                if damaged:
+                    damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+            path.write_bytes(damaged)
+            resealed = sealed._replace(num_bytes=len(damaged), crc32c=google_crc32c.value(bytes(damaged)))
+            first = manifest.segments[0]
+            if sealed == manifest.priorities:
+                reseal_manifest(saved, priorities=resealed)
+            else:
+                reseal_manifest(saved, segments=(first._replace(file=resealed), *manifest.segments[1:]))
+            try:
+                load(saved)
+                outcomes.add("read")
+            except ValueError as error:
+                assert str(saved) in str(error)
+                outcomes.add("refused")
+            write_manifest(saved, manifest)
+        assert outcomes == {"read", "refused"}
+        path.write_bytes(whole)
+    load(saved)
+
+
+def test_a_manifest_that_is_wrong_under_a_right_checksum(saved: Path) -> None:
+    manifest = read_manifest(saved)
+    first, second, third = manifest.segments
+    scalars = manifest.scalars
+    for changes, message in (
+        ({"segments": (first, third)}, f"first: wanted 4 after {first.file.name}, got 7"),
+        ({"segments": (first._replace(end=0), second)}, "first: wanted 0 after"),
+        ({"segments": (third._replace(first=9),)}, "end: wanted more than first"),
+        ({"segments": (first._replace(first=-1),)}, "first: wanted an integer of 0 or more, got -1"),
+        ({"segments": (first._replace(first="0"),)}, "first: wanted an integer of 0 or more, got '0'"),
+        ({"segments": (first._replace(file=first.file._replace(name="../a")),)}, "name: wanted a segment or"),
+        ({"segments": (second, third)}, "first_trajectory_id: wanted one of the first segment, 4 to 6, got 2"),
+        ({"scalars": scalars | {"first_trajectory_id": 4}}, "first_trajectory_id: wanted one of the first segment"),
+        ({"scalars": {k: v for k, v in scalars.items() if k != "seed"}}, "scalars: wanted "),
+        ({"scalars": scalars | {"seed": 0.5}}, "scalars: wanted "),
+        ({"scalars": scalars | {"seed": None}}, "seed: wanted a number, got None"),
+        ({"scalars": [1]}, "content: AttributeError"),
+        ({"commit": "3"}, "commit: wanted an integer of 0 or more, got '3'"),
+    ):
+        reseal_manifest(saved, **changes)
+        with pytest.raises(ValueError, match=re.escape(message)) as caught:
+            load(saved)
+        assert str(saved / "manifest.json") in str(caught.value)
+        write_manifest(saved, manifest)
+    load(saved)
+
+
+def test_manifests_of_another_kind(saved: Path) -> None:
+    path = saved / "manifest.json"
+    values = json.loads(path.read_text())
+    for text, message in (
+        (json.dumps(values | {"version": 3}), "version: wanted 2, got 3: a newer archer_fast wrote it"),
+        (json.dumps(values | {"version": 1}), "version: wanted 2, got 1"),
+        (json.dumps({"format": 2, "sha256": {}}), "version: wanted 2, got None"),
+        (json.dumps(values | {"more": 1}), "wanted the fields"),
+        (json.dumps(values, indent=1), "wanted not a blank but those that were written"),
+        (path.read_text().replace('"commit": 3', '"commit": 4'), f"crc32c: wanted {values['crc32c']}, got "),
+        ("[]", "version: wanted 2, got None"),
+        ("", "wanted JSON, got b''"),
+        ("[" * 100_000, "wanted JSON, got b'[[["),
+        ("\xff", "wanted JSON, got b'"),
+    ):
+        path.write_bytes(text.encode("latin-1"))
+        with pytest.raises(ValueError, match=re.escape(f"{path}: {message}")):
+            load(saved)
+        with pytest.raises(ValueError, match=re.escape(f"{path}: {message}")):
+            filled(1).save(saved)  # it may be worth more than what is saved
+        assert path.read_bytes() == text.encode("latin-1")
+
+
+def test_no_folder_no_manifest_and_the_file_of_an_older_version(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere/manifest\.json: wanted a saved trajectory buffer"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"manifest\.json: wanted a saved trajectory buffer"):
+        load(tmp_path)
+    old = tmp_path / "buffer.safetensors"
+    old.write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"buffer\.safetensors: .* got a file: an older archer_fast wrote it"):
+        load(old)
+    with pytest.raises(FileExistsError):
+        filled(1).save(old)
+    assert old.read_bytes() == b"x"
+
+
+# -- together --------------------------------------------------------------------------------------
+
+_HOLD = """
+import sys, time
+from pathlib import Path
+from archer_fast.folder_lock import folder_lock
+from archer_fast.packing import pack_trajectories
+with folder_lock(Path(sys.argv[1])):
+    print("in", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_writer_is_refused_until_the_first_one_ends(tmp_path: Path) -> None:
+    buffer = filled(3)
+    buffer.save(tmp_path)
+    push(buffer, 1)
+    before = names_in(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", _HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "in\n"
+        with pytest.raises(ValueError, match=rf"folder: another writer is in '{tmp_path}' \(pid {holder.pid} on "):
+            buffer.save(tmp_path)
+        assert names_in(tmp_path) == before
+        assert_same_state(load(tmp_path), filled(3))  # a reader needs no lock
+        holder.send_signal(signal.SIGKILL)
+    buffer.save(tmp_path)
+    assert_same_state(load(tmp_path), filled(4))
+
+
+def test_a_second_thread_is_refused_too(tmp_path: Path) -> None:
+    with folder_lock(tmp_path), pytest.raises(ValueError, match=rf"another writer is in .*\(pid {os.getpid()} on "):
+        filled(1).save(tmp_path)
+    filled(1).save(tmp_path)
+
+
+def test_readers_see_whole_commits_while_one_is_written(tmp_path: Path) -> None:
+    buffer = filled(5, max_trajectories=6, seed=1)
+    states = {5: state_of(buffer)}
+    buffer.save(tmp_path)
+    done = threading.Event()
+    faults: list[BaseException] = []
+    seen: set[int] = set()
+
+    def read() -> None:
+        try:
+            while not done.is_set():
+                loaded = load(tmp_path)
+                end = loaded.trajectory_range[1]
+                assert_same_state(loaded, states[end])
+                seen.add(end)
+        except BaseException as error:
+            faults.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for _ in range(60):
+        push(buffer, 4)
+        states[buffer.trajectory_range[1]] = state_of(buffer)
+        buffer.save(tmp_path)
+        if faults:
+            break
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert not faults
+    assert len(seen) > 3
+
+
+class PushedBetween:
+    """A core that somebody pushes to just after its priorities were read, three times."""
+
+    def __init__(self, buffer: TrajectoryBuffer) -> None:
+        self.buffer, self.times = buffer, 3
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.buffer._core, name)
+
+    def priorities(self) -> Any:
+        made = self.buffer.priorities()
+        if self.times:
+            self.times -= 1
+            push(self.buffer, 1)
+        return made
+
+
+def test_priorities_and_turns_are_of_one_moment(tmp_path: Path) -> None:
+    busy = PushedBetween(filled(5, max_trajectories=5))
+    segments.commit(tmp_path, cast(Any, busy))
+    assert busy.times == 0
+    assert_same_state(load(tmp_path), filled(8, max_trajectories=5))
+
+
+def test_a_commit_beside_a_thread_that_pushes(tmp_path: Path) -> None:
+    buffer = filled(1, max_trajectories=30)
+    done = threading.Event()
+
+    def produce() -> None:
+        while not done.is_set():
+            push(buffer, 1)
+
+    producer = threading.Thread(target=produce)
+    producer.start()
+    try:
+        ends = []
+        for _ in range(20):
+            buffer.save(tmp_path)
+            loaded = load(tmp_path)
+            first, end = loaded.trajectory_range
+            packed, wanted = loaded.collate(range(first, end)), pack_trajectories([game(n) for n in range(first, end)])
+            for name, array in wanted._asdict().items():
+                assert getattr(packed, name).tolist() == array.tolist(), name
+            ends.append(end)
+    finally:
+        done.set()
+        producer.join()
+    assert ends == sorted(ends) and ends[-1] > ends[0]
