@@ -6,6 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 report=${1:-docs/sanitizers.md}
 bin=$PWD/.venv/bin
+commit=$(git describe --always --dirty '--exclude=*')  # before the report itself changes
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 
@@ -31,7 +32,7 @@ run tsan -fsanitize=thread
   echo "# C++ tests under sanitizers"
   echo
   echo "- command: \`make sanitize\`"
-  echo "- commit: $(git describe --always --dirty '--exclude=*')"
+  echo "- commit: $commit"
   echo "- machine: $(uname -sm), $(nproc) cores, $("${CXX:-c++}" --version | head -n 1)"
   echo "- date: $(date -u +%F)"
   for name in asan tsan; do
