@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from archer_fast import _C
-from archer_fast.packing import Bool, Float32, Int32, Int64, PackedArrays, empty_packed_arrays
+from archer_fast.packing import Bool, Float32, Int32, Int64, PackedArrays, as_int64, empty_packed_arrays
 from archer_fast.segment_file import Segment
 from archer_fast.segments import commit, load
 from archer_fast.trajectory import Trajectory
@@ -214,7 +214,7 @@ class TrajectoryBuffer:
         A priority is 0 (never drawn) to 1e200; where an id is given twice the last one holds. Raises IndexError for an
         id that no turn has had yet, ValueError for another priority or another length; nothing is changed then.
         """
-        return self._core.update_priorities(_as_ids("turn_ids", turn_ids), _as_numbers("priorities", priorities))
+        return self._core.update_priorities(as_int64("turn_ids", turn_ids), _as_numbers("priorities", priorities))
 
     def priorities(self) -> Float64:
         """The priority of each live turn [num_turns], in the order of `turn_range`."""
@@ -222,18 +222,18 @@ class TrajectoryBuffer:
 
     def trajectory_of(self, turn_ids: npt.ArrayLike) -> Int64:
         """The trajectory of each turn [n]."""
-        return self._core.trajectory_of(_as_ids("turn_ids", turn_ids))
+        return self._core.trajectory_of(as_int64("turn_ids", turn_ids))
 
     def turn_span(self, trajectory_ids: npt.ArrayLike) -> tuple[Int64, Int64]:
         """Each trajectory's first turn id [n] and number of turns [n]."""
-        return self._core.turn_span(_as_ids("trajectory_ids", trajectory_ids))
+        return self._core.turn_span(as_int64("trajectory_ids", trajectory_ids))
 
     def turn_records(self, turn_ids: npt.ArrayLike) -> TurnRecords:
-        return TurnRecords(*self._core.turn_records(_as_ids("turn_ids", turn_ids)))
+        return TurnRecords(*self._core.turn_records(as_int64("turn_ids", turn_ids)))
 
     def collate(self, trajectory_ids: npt.ArrayLike) -> PackedArrays:
         """The trajectories packed in the order given, into fresh arrays; an id given twice is packed twice."""
-        ids = _as_ids("trajectory_ids", trajectory_ids)
+        ids = as_int64("trajectory_ids", trajectory_ids)
         packed = empty_packed_arrays(*self._core.collated_sizes(ids))
         self._core.collate(ids, **packed._asdict())
         return packed
@@ -267,17 +267,6 @@ class TrajectoryBuffer:
             raise ValueError(f"{folder}: {error}") from error
         buffer._segments = held
         return buffer
-
-
-def _as_ids(name: str, ids: npt.ArrayLike) -> Int64:
-    array = np.asarray(ids)
-    if array.size == 0:
-        array = array.astype(np.int64)  # an empty list has no dtype of its own
-    if not (array.dtype.kind in "iu" and np.can_cast(array.dtype, np.int64)):
-        raise TypeError(f"{name}: wanted integers that fit into int64, got {array.dtype}")
-    if array.ndim != 1:
-        raise ValueError(f"{name}: wanted 1 dimension, got shape {array.shape}")
-    return np.ascontiguousarray(array, np.int64)
 
 
 def _as_numbers(name: str, numbers: npt.ArrayLike) -> Float64:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from typing import Any
 import safetensors
 import safetensors.torch
 from torch import Tensor
+
+from archer_fast.sealed_file import sync
 
 FORMAT = 2  # 1 held the buffer in one file
 MANIFEST = "manifest.json"
@@ -95,7 +96,7 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
     try:
         write(temporary)
         for path in [*temporary.rglob("*"), temporary]:
-            _sync(path)
+            sync(path)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, safetensors.SafetensorError):  # how it tells of a full disk
@@ -109,7 +110,7 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(old)
     else:
         temporary.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def restore_folder(target: Path) -> None:
@@ -166,11 +167,3 @@ def _sha256_310(file: Any) -> str:
     while block := file.read(1 << 20):
         digest.update(block)
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

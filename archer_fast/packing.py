@@ -147,3 +147,15 @@ def assert_invariants(packed: PackedArrays) -> None:
     assert packed.action_mask.sum() == (packed.action_positions - packed.state_positions).sum()
     assert (packed.rollout_logprobs[~packed.action_mask] == 0).all()
     assert (packed.terminated != packed.truncated).all()
+
+
+def as_int64(name: str, values: npt.ArrayLike) -> Int64:
+    """Integers [n], C-contiguous. TypeError or ValueError names the argument: no float is cut to an integer."""
+    array = np.asarray(values)
+    if array.size == 0:
+        array = array.astype(np.int64)  # an empty list has no dtype of its own
+    if not (array.dtype.kind in "iu" and np.can_cast(array.dtype, np.int64)):
+        raise TypeError(f"{name}: wanted integers that fit into int64, got {array.dtype}")
+    if array.ndim != 1:
+        raise ValueError(f"{name}: wanted 1 dimension, got shape {array.shape}")
+    return np.ascontiguousarray(array, np.int64)

@@ -28,7 +28,7 @@ def temporary_name(name: str) -> str:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Under a temporary name, synced, then renamed to `path`; `sync_folder` makes the rename itself last.
+    """Under a temporary name, synced, then renamed to `path`; `sync` of the folder makes the rename itself last.
 
     After an error or a kill the temporary file may be left; it is whoever owns the folder who sweeps it.
     """
@@ -76,9 +76,9 @@ def read_arrays(folder: Path, file: SealedFile, dtypes: dict[str, type[np.generi
     return arrays
 
 
-def sync_folder(folder: Path) -> None:
-    """Until then a power cut may undo the renames in `folder`."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """A file's content, or a folder's names, to the disk: until then a power cut may undo the renames in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from archer_fast.folder_lock import folder_lock
-from archer_fast.sealed_file import Arrays, read_arrays, sync_folder, write_arrays
+from archer_fast.sealed_file import Arrays, read_arrays, sync, write_arrays
 from archer_fast.segment_file import FIELDS, Segment, batches, part, read_segment, segment_name, write_segment
 from archer_fast.segment_manifest import MANIFEST, Manifest, is_ours, is_temporary, read_manifest, write_manifest
 
@@ -102,9 +102,9 @@ def _write(
     sealed = write_arrays(folder / f"priorities-{number:09d}.safetensors", {"priorities": priorities})
     scalars = {name: cast("dict[str, Any]", state)[name] for name in SCALARS}
     manifest = Manifest(number, scalars, tuple(segments), sealed)
-    sync_folder(folder)  # what the manifest names must last before it does
+    sync(folder)  # what the manifest names must last before it does
     write_manifest(folder, manifest)
-    sync_folder(folder)
+    sync(folder)
     return manifest
 
 

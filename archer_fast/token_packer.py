@@ -5,12 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-import numpy as np
 import numpy.typing as npt
 
 from archer_fast import _C
-
-Int64 = npt.NDArray[np.int64]
+from archer_fast.packing import Int64, as_int64
 
 
 def pack_tokens(lengths: npt.ArrayLike, max_tokens: int, num_ranks: int = 1) -> list[Int64]:
@@ -34,14 +32,7 @@ def pack_tokens(lengths: npt.ArrayLike, max_tokens: int, num_ranks: int = 1) -> 
     Errors: ValueError naming the argument, for a length its index too; also where there are fewer lengths than bins
     (n < num_ranks is always one). TypeError for lengths that are no integers.
     """
-    array = np.asarray(lengths)
-    if array.size == 0:
-        array = array.astype(np.int64)  # an empty list has no dtype of its own
-    if not (array.dtype.kind in "iu" and np.can_cast(array.dtype, np.int64)):
-        raise TypeError(f"lengths: wanted integers that fit into int64, got {array.dtype}")
-    if array.ndim != 1:
-        raise ValueError(f"lengths: wanted 1 dimension, got shape {array.shape}")
-    item_ids, cu_bins = _C.pack_tokens(np.ascontiguousarray(array, np.int64), max_tokens, num_ranks)
+    item_ids, cu_bins = _C.pack_tokens(as_int64("lengths", lengths), max_tokens, num_ranks)
     return [item_ids[begin:end] for begin, end in itertools.pairwise(cu_bins.tolist())]
 
 

@@ -24,7 +24,7 @@ ARROWS: dict[str, set[str]] = {
     # left of pack: what happened, no torch
     "trajectory": set(),
     "packing": {"trajectory"},
-    "token_packer": {"_C"},
+    "token_packer": {"_C", "packing"},
     "sealed_file": set(),
     "folder_lock": set(),
     "segment_file": {"sealed_file"},
@@ -66,7 +66,7 @@ ARROWS: dict[str, set[str]] = {
         "trajectory",
     },
     # the two sides meet
-    "checkpoint": set(),
+    "checkpoint": {"sealed_file"},
     "run_folder": {"config"},
     "resume": {"config"},
     "loggers": {"run_folder"},

@@ -258,7 +258,7 @@ def test_a_commit_that_may_not_last_keeps_the_files_of_the_old_one_too(
         if len(syncs) == 2:
             raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(segments, "sync_folder", fails_after_the_manifest)
+    monkeypatch.setattr(segments, "sync", fails_after_the_manifest)
     with pytest.raises(OSError, match="Input/output error"):
         buffer.save(tmp_path)
     assert names < set(names_in(tmp_path)), "should the machine stop now, either manifest may be found"
