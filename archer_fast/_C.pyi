@@ -21,6 +21,8 @@ class BufferState(TypedDict):
     max_tokens: int
     max_trajectories: int
     seed: int
+    vocab_size: int
+    gamma: float
     counter: int
     first_trajectory_id: int
     first_turn_id: int
@@ -41,23 +43,32 @@ class BufferState(TypedDict):
 class TrajectoryBuffer:
     """csrc/trajectory_buffer.h."""
 
-    def __init__(self, max_tokens: int, max_trajectories: int, seed: int) -> None: ...
-    def push(
+    def __init__(
+        self, *, max_tokens: int, max_trajectories: int, seed: int, vocab_size: int, gamma: float
+    ) -> None: ...
+    def extend(
         self,
+        *,
         tokens: _Int32,
+        num_tokens: _Int32,
+        num_turns: _Int32,
         observation_lengths: _Int32,
         action_lengths: _Int32,
         rollout_logprobs: _Float32,
         rewards: _Float32,
         policy_versions: _Int64,
-        terminated: bool,
-        truncated: bool,
-        task_id: int = 0,
-    ) -> int: ...
+        terminated: _Bool,
+        truncated: _Bool,
+        task_ids: _Int32,
+    ) -> tuple[int, int]: ...
     @property
     def max_tokens(self) -> int: ...
     @property
     def max_trajectories(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def gamma(self) -> float: ...
     @property
     def num_trajectories(self) -> int: ...
     @property
@@ -97,6 +108,7 @@ class TrajectoryBuffer:
         final_positions: _Int64,
         turn: _Int32,
         rewards: _Float32,
+        returns: _Float32,
         policy_versions: _Int64,
         terminated: _Bool,
         truncated: _Bool,
@@ -110,6 +122,8 @@ class TrajectoryBuffer:
         max_tokens: int,
         max_trajectories: int,
         seed: int,
+        vocab_size: int,
+        gamma: float,
         counter: int,
         first_trajectory_id: int,
         first_turn_id: int,
@@ -127,6 +141,24 @@ class TrajectoryBuffer:
         truncated: _Bool,
         task_ids: _Int32,
     ) -> TrajectoryBuffer: ...
+
+class OpenTrajectory:
+    """csrc/open_trajectory.h."""
+
+    def __init__(self, vocab_size: int, task_id: int) -> None: ...
+    def add_turn(
+        self,
+        observation_ids: _Int32,
+        action_ids: _Int32,
+        rollout_logprobs: _Float32,
+        reward: float,
+        policy_version: int,
+    ) -> None: ...
+    def end(
+        self, buffer: TrajectoryBuffer, final_observation_ids: _Int32, terminated: bool, truncated: bool
+    ) -> int: ...
+    @property
+    def num_turns(self) -> int: ...
 
 def pack_tokens(lengths: _Int64, max_tokens: int, num_ranks: int) -> tuple[_Int64, _Int64]:
     """csrc/token_packer.h: item_ids [n], cu_bins [k + 1]."""

@@ -36,6 +36,7 @@ class PackedBatch:
     final_positions: Tensor  # [B] int64
     turn: Tensor  # [N] int32, index of the turn in its trajectory
     rewards: Tensor  # [N] float32
+    returns: Tensor  # [N] float32, Monte-Carlo
     policy_versions: Tensor  # [N] int64
     terminated: Tensor  # [B] bool
     truncated: Tensor  # [B] bool

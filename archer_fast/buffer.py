@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from archer_fast import _C
-from archer_fast.packing import Bool, Float32, Int32, Int64, PackedArrays, as_int64, empty_packed_arrays
+from archer_fast.open_trajectory import OpenTrajectory
+from archer_fast.packing import Bool, Float32, Int32, Int64, PackedArrays, as_int64, as_numbers, empty_packed_arrays
 from archer_fast.segment_file import Segment
 from archer_fast.segments import commit, load
 from archer_fast.trajectory import Trajectory
+from archer_fast.trajectory_arrays import TrajectoryArrays, flatten
 
 Float64 = npt.NDArray[np.float64]
 
@@ -81,10 +83,32 @@ class TrajectoryBuffer:
 
     _segments: tuple[Segment, ...] = ()  # what of this buffer was saved, wherever it lies now
 
-    def __init__(self, max_tokens: int, max_trajectories: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        max_tokens: int,
+        max_trajectories: int,
+        seed: int = 0,
+        *,
+        vocab_size: int | None = None,
+        gamma: float = 1.0,
+    ) -> None:
+        """seed: of the draws.
+
+        vocab_size: token ids are below it, and a larger one is refused; up to 65,536 they are stored in two bytes
+            instead of four. None where it is not known.
+        gamma: 0 to 1, discount of the Monte-Carlo returns in `PackedArrays.returns`.
+        """
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed: wanted 0 to 2**64 - 1, got {seed}")
-        self._core = _C.TrajectoryBuffer(max_tokens, max_trajectories, seed)
+        if vocab_size is not None and not 1 <= vocab_size <= 2**31:
+            raise ValueError(f"vocab_size: wanted 1 to 2**31, or None, got {vocab_size}")
+        self._core = _C.TrajectoryBuffer(
+            max_tokens=max_tokens,
+            max_trajectories=max_trajectories,
+            seed=seed,
+            vocab_size=vocab_size or 0,
+            gamma=gamma,
+        )
 
     def push(self, trajectory: Trajectory, task_id: int = 0) -> int:
         """Copy the trajectory in and return its id. The buffer is unchanged where this raises.
@@ -92,35 +116,37 @@ class TrajectoryBuffer:
         task_id: a number of int32 for the task that was played, for draws `by_task`. A new turn's priority is the
         largest that any turn ever had, 1 at first.
         """
-        task_id = operator.index(task_id)
-        if not -(2**31) <= task_id < 2**31:
-            raise ValueError(f"task_id: wanted a number of int32, got {task_id}")
-        turns = trajectory.turns
-        with np.errstate(over="ignore"):  # a reward beyond float32 becomes inf, which the core refuses by name
-            rewards = np.array([turn.reward for turn in turns], np.float32)
-        return self._core.push(
-            trajectory.input_ids,
-            np.array([turn.observation_ids.size for turn in turns], np.int32),
-            np.array([turn.action_ids.size for turn in turns], np.int32),
-            np.concatenate([turn.rollout_logprobs for turn in turns]),
-            rewards,
-            np.array([operator.index(turn.policy_version) for turn in turns], np.int64),
-            trajectory.terminated,
-            trajectory.truncated,
-            task_id,
-        )
+        return self.extend([trajectory], [task_id])[0]
 
     def extend(self, trajectories: Iterable[Trajectory], task_ids: Iterable[int] | None = None) -> list[int]:
-        """Push one after the other; where one is refused, those before it stay.
+        """Copy trajectories in and return their ids: all of them at one moment, or none where one is refused.
 
-        task_ids: one for each trajectory; all are of task 0 without. Other lengths are a ValueError, and nothing is
-        pushed then.
+        task_ids: one for each trajectory; all are of task 0 without. Other lengths are a ValueError.
         """
         games = list(trajectories)
         tasks = [0] * len(games) if task_ids is None else list(task_ids)
         if len(tasks) != len(games):
             raise ValueError(f"task_ids: wanted one per trajectory ({len(games)}), got {len(tasks)}")
-        return [self.push(game, task_id) for game, task_id in zip(games, tasks, strict=True)]
+        return list(range(*self.extend_arrays(flatten(games, tasks))))
+
+    def extend_arrays(self, arrays: TrajectoryArrays) -> tuple[int, int]:
+        """`extend` from flat arrays, at the speed of memory: returns the ids [first, end).
+
+        Arrays of another dtype, or not contiguous, are a TypeError: nothing is converted in silence.
+        """
+        return self._core.extend(**arrays._asdict())
+
+    def begin(self, task_id: int = 0) -> OpenTrajectory:
+        """A game that is about to be played, to be pushed when it has ended:
+
+            game = buffer.begin()
+            game.add_turn([17, 9], [41, 2], [-1.0, -2.0], reward=-1.0, policy_version=7)
+            game.add_turn([12], [5, 2], [-3.0, -4.0], reward=0.0, policy_version=7)
+            trajectory_id = game.end([30], terminated=True)
+
+        Until `end` the buffer does not know of it: a game that stops in the middle leaves nothing.
+        """
+        return OpenTrajectory(self._core, task_id)
 
     def __len__(self) -> int:
         return self._core.num_trajectories
@@ -132,6 +158,16 @@ class TrajectoryBuffer:
     @property
     def max_trajectories(self) -> int:
         return self._core.max_trajectories
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Token ids are below it; None where it is not known."""
+        return self._core.vocab_size or None
+
+    @property
+    def gamma(self) -> float:
+        """Discount of the Monte-Carlo returns."""
+        return self._core.gamma
 
     @property
     def num_trajectories(self) -> int:
@@ -214,7 +250,9 @@ class TrajectoryBuffer:
         A priority is 0 (never drawn) to 1e200; where an id is given twice the last one holds. Raises IndexError for an
         id that no turn has had yet, ValueError for another priority or another length; nothing is changed then.
         """
-        return self._core.update_priorities(as_int64("turn_ids", turn_ids), _as_numbers("priorities", priorities))
+        return self._core.update_priorities(
+            as_int64("turn_ids", turn_ids), as_numbers("priorities", priorities, np.float64)
+        )
 
     def priorities(self) -> Float64:
         """The priority of each live turn [num_turns], in the order of `turn_range`."""
@@ -267,12 +305,3 @@ class TrajectoryBuffer:
             raise ValueError(f"{folder}: {error}") from error
         buffer._segments = held
         return buffer
-
-
-def _as_numbers(name: str, numbers: npt.ArrayLike) -> Float64:
-    array = np.asarray(numbers)
-    if array.dtype.kind not in "iuf":
-        raise TypeError(f"{name}: wanted real numbers, got {array.dtype}")
-    if array.ndim != 1:
-        raise ValueError(f"{name}: wanted 1 dimension, got shape {array.shape}")
-    return np.ascontiguousarray(array, np.float64)

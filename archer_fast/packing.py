@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ Bool = npt.NDArray[np.bool_]
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
+Number = TypeVar("Number", np.float32, np.float64)
 
 
 class PackedArrays(NamedTuple):
@@ -33,6 +34,7 @@ class PackedArrays(NamedTuple):
         final_positions    7 10
         turn               0  1  0
         rewards           -1  0 -1
+        returns           -1  0 -1
         policy_versions    7  7  7
         terminated         T  .
         truncated          .  T
@@ -53,6 +55,9 @@ class PackedArrays(NamedTuple):
     final_positions: Int64  # [B], last token: index into [T]
     turn: Int32  # [N], index of the turn inside its trajectory
     rewards: Float32  # [N]
+    returns: (
+        Float32  # [N], Monte-Carlo: reward + gamma * that of the next turn; nothing stands for what a cut-off game lost
+    )
     policy_versions: Int64  # [N]
     terminated: Bool  # [B]
     truncated: Bool  # [B]
@@ -73,6 +78,7 @@ def empty_packed_arrays(num_trajectories: int, num_turns: int, num_tokens: int) 
         final_positions=np.empty(num_trajectories, np.int64),
         turn=np.empty(num_turns, np.int32),
         rewards=np.empty(num_turns, np.float32),
+        returns=np.empty(num_turns, np.float32),
         policy_versions=np.empty(num_turns, np.int64),
         terminated=np.empty(num_trajectories, np.bool_),
         truncated=np.empty(num_trajectories, np.bool_),
@@ -80,7 +86,17 @@ def empty_packed_arrays(num_trajectories: int, num_turns: int, num_tokens: int) 
     )
 
 
-def pack_trajectories(trajectories: Sequence[Trajectory]) -> PackedArrays:
+def monte_carlo_returns(rewards: Sequence[float], gamma: float) -> list[float]:
+    """reward + gamma * the return of the next turn, for each turn: [-1, 0, -1] with gamma .5 -> [-1.25, -.5, -1]."""
+    returns: list[float] = []
+    rest = 0.0
+    for reward in reversed(rewards):
+        rest = reward + gamma * rest
+        returns.append(rest)
+    return returns[::-1]
+
+
+def pack_trajectories(trajectories: Sequence[Trajectory], gamma: float = 1.0) -> PackedArrays:
     """Lay the trajectories end to end: the plain twin, and the specification, of `TrajectoryBuffer.collate`."""
     num_tokens = sum(trajectory.num_tokens for trajectory in trajectories)
     if num_tokens > np.iinfo(np.int32).max:
@@ -94,6 +110,8 @@ def pack_trajectories(trajectories: Sequence[Trajectory]) -> PackedArrays:
     for b, trajectory in enumerate(trajectories):
         packed.cu_seqlens[b], packed.cu_turns[b] = position, row
         begin = position
+        rewards = [float(np.float32(turn.reward)) for turn in trajectory.turns]  # as they are stored
+        packed.returns[row : row + trajectory.num_turns] = monte_carlo_returns(rewards, gamma)
         for i, turn in enumerate(trajectory.turns):
             action_begin = position + turn.observation_ids.size
             action_end = action_begin + turn.action_ids.size
@@ -159,3 +177,22 @@ def as_int64(name: str, values: npt.ArrayLike) -> Int64:
     if array.ndim != 1:
         raise ValueError(f"{name}: wanted 1 dimension, got shape {array.shape}")
     return np.ascontiguousarray(array, np.int64)
+
+
+def as_int32(name: str, values: npt.ArrayLike) -> Int32:
+    """Integers [n] that fit into int32, C-contiguous. TypeError or ValueError names the argument."""
+    array = as_int64(name, values)
+    if array.size and not (array.min() >= -(2**31) and array.max() < 2**31):
+        raise ValueError(f"{name}: wanted integers that fit into int32, got {array.min()} to {array.max()}")
+    return array.astype(np.int32)
+
+
+def as_numbers(name: str, numbers: npt.ArrayLike, dtype: type[Number]) -> npt.NDArray[Number]:
+    """Real numbers [n], C-contiguous, rounded to `dtype`. TypeError or ValueError names the argument."""
+    array = np.asarray(numbers)
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"{name}: wanted real numbers, got {array.dtype}")
+    if array.ndim != 1:
+        raise ValueError(f"{name}: wanted 1 dimension, got shape {array.shape}")
+    with np.errstate(over="ignore"):  # what is too large becomes inf, for the core to refuse by name
+        return np.ascontiguousarray(array, dtype)

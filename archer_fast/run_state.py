@@ -82,7 +82,13 @@ class RunState:
             start, stop_token_id = start_policy(config, device, watcher)
             start.requires_grad_(False)
             replace_folder(folder.path / "start", start.save)
-            buffer = TrajectoryBuffer(config.buffer.max_tokens, config.buffer.max_trajectories, config.seed)
+            buffer = TrajectoryBuffer(
+                config.buffer.max_tokens,
+                config.buffer.max_trajectories,
+                config.seed,
+                vocab_size=start.vocab_size,
+                gamma=config.critic.gamma,
+            )
             run = cls(config, folder, watcher, start, start.frozen_copy(), stop_token_id, buffer)
         resumed = run.iteration if run.iteration else None
         run.loggers = Loggers(folder.path, config.log, config=to_dict(config), resumed=resumed)

@@ -15,7 +15,7 @@ from archer_fast.sealed_file import SealedFile, temporary_name, write_bytes
 from archer_fast.segment_file import Segment
 
 MANIFEST = "manifest.json"
-VERSION = 2  # 1 was one file that held everything
+VERSION = 3  # 1 was one file that held everything, 2 knew neither vocabulary nor features
 _KEYS = ("version", "crc32c", "content")
 _OURS = re.compile(r"(segment|priorities)-[0-9-]+\.safetensors")
 

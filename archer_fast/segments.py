@@ -39,6 +39,8 @@ SCALARS: dict[str, type] = {
     "max_tokens": int,
     "max_trajectories": int,
     "seed": int,
+    "vocab_size": int,
+    "gamma": float,
     "counter": int,
     "first_trajectory_id": int,
     "first_turn_id": int,

@@ -14,6 +14,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -21,6 +22,7 @@
 #include "concat.h"
 #include "critic_loss.h"
 #include "huge_pages.h"
+#include "open_trajectory.h"
 #include "row_softmax.h"
 #include "segment_scan.h"
 #include "simd_level.h"
@@ -81,11 +83,152 @@ Array<T> to_array(std::vector<Stored>&& values) {
   return Array<T>(size, data, owner);
 }
 
-template <class Stored, class T>
-std::vector<Stored> to_vector(const char* name, const Array<T>& array) {
-  const std::span<const T> values = read(name, array);
-  return std::vector<Stored>(values.begin(), values.end());
+// A struct of arrays is bound by a table of its fields' names. From Python it comes as keyword arguments, and
+// goes as a dict.
+template <class Struct, class Member>
+struct Field {
+  const char* name;
+  Member Struct::* member;
+};
+
+template <class Struct, class Member>
+constexpr Field<Struct, Member> field(const char* name, Member Struct::* member) {
+  return {name, member};
 }
+
+template <class T>
+Array<T> exact_array(const char* name, const py::handle& value) {
+  if (!py::isinstance<py::array>(value)) {
+    throw py::type_error(concat(name, ": wanted a NumPy array, got ", Py_TYPE(value.ptr())->tp_name));
+  }
+  if (!Array<T>::check_(value)) {
+    const std::string dtype = py::str(py::dtype::of<T>()), got = py::str(value.attr("dtype"));
+    const char* const layout = dtype == got ? " that is not contiguous" : "";
+    throw py::type_error(concat(name, ": wanted a C-contiguous array of ", dtype, ", got one of ", got, layout));
+  }
+  return py::reinterpret_borrow<Array<T>>(value);
+}
+
+// One field out of what came; a span is written to, a vector is copied to, a number is taken.
+template <class T>
+void take(const char* name, const py::handle& value, std::span<T>& to) {
+  Array<T> array = exact_array<T>(name, value);
+  to = write(name, array);
+}
+
+// Booleans are bytes of 0 or 1: the core checks it.
+template <class T>
+using Element = std::conditional_t<std::is_same_v<T, std::uint8_t>, bool, T>;
+
+template <class T>
+void take(const char* name, const py::handle& value, std::span<const T>& to) {
+  const std::span from = read(name, exact_array<Element<T>>(name, value));
+  to = {reinterpret_cast<const T*>(from.data()), from.size()};
+}
+
+template <class T>
+void take(const char* name, const py::handle& value, std::vector<T>& to) {
+  std::span<const T> from;
+  take(name, value, from);
+  to.assign(from.begin(), from.end());
+}
+
+template <class T>
+  requires std::is_arithmetic_v<T>
+void take(const char* name, const py::handle& value, T& to) {
+  try {
+    to = py::cast<T>(value);
+  } catch (const py::cast_error&) {
+    throw py::type_error(concat(name, ": wanted a number in the range of its type, got ", std::string(py::str(value))));
+  }
+}
+
+// The struct's fields, all of which must be there; `others` are keyword arguments that belong to somebody else.
+template <class Struct, class... Members>
+void take_all(const py::kwargs& values, const std::tuple<Field<Struct, Members>...>& fields, Struct& to,
+              std::size_t others = 0) {
+  const auto take_one = [&](const auto& field) {
+    if (!values.contains(field.name)) throw py::type_error(concat(field.name, ": wanted as a keyword, got nothing"));
+    take(field.name, values[field.name], to.*field.member);
+  };
+  std::apply([&](const auto&... field) { (take_one(field), ...); }, fields);
+  if (values.size() != sizeof...(Members) + others) {
+    const auto is_field = [&](const std::string& name) {
+      return std::apply([&](const auto&... field) { return ((name == field.name) || ...); }, fields);
+    };
+    for (const auto& [key, value] : values) {
+      const std::string name = py::str(key);
+      if (!is_field(name)) throw py::type_error(concat(name, ": wanted none of this name"));
+    }
+  }
+}
+
+template <class T>
+py::object give(std::vector<T>&& values) {
+  return to_array<Element<T>>(std::move(values));
+}
+
+template <class T>
+  requires std::is_arithmetic_v<T>
+py::object give(T value) {
+  return py::cast(value);
+}
+
+template <class Struct, class... Members>
+void give_all(Struct&& from, const std::tuple<Field<Struct, Members>...>& fields, py::dict& to) {
+  std::apply([&](const auto&... field) { ((to[field.name] = give(std::move(from.*field.member))), ...); }, fields);
+}
+
+const std::tuple kBufferOptions{field("max_tokens", &BufferOptions::max_tokens),
+                                field("max_trajectories", &BufferOptions::max_trajectories),
+                                field("seed", &BufferOptions::seed), field("vocab_size", &BufferOptions::vocab_size),
+                                field("gamma", &BufferOptions::gamma)};
+
+const std::tuple kTrajectoryColumns{field("tokens", &TrajectoryColumns::tokens),
+                                    field("num_tokens", &TrajectoryColumns::num_tokens),
+                                    field("num_turns", &TrajectoryColumns::num_turns),
+                                    field("observation_lengths", &TrajectoryColumns::observation_lengths),
+                                    field("action_lengths", &TrajectoryColumns::action_lengths),
+                                    field("rollout_logprobs", &TrajectoryColumns::rollout_logprobs),
+                                    field("rewards", &TrajectoryColumns::rewards),
+                                    field("policy_versions", &TrajectoryColumns::policy_versions),
+                                    field("terminated", &TrajectoryColumns::terminated),
+                                    field("truncated", &TrajectoryColumns::truncated),
+                                    field("task_ids", &TrajectoryColumns::task_ids)};
+
+const std::tuple kBufferState{field("counter", &BufferState::counter),
+                              field("first_trajectory_id", &BufferState::first_trajectory_id),
+                              field("first_turn_id", &BufferState::first_turn_id),
+                              field("max_priority", &BufferState::max_priority),
+                              field("tokens", &BufferState::tokens),
+                              field("rollout_logprobs", &BufferState::rollout_logprobs),
+                              field("observation_lengths", &BufferState::observation_lengths),
+                              field("action_lengths", &BufferState::action_lengths),
+                              field("rewards", &BufferState::rewards),
+                              field("policy_versions", &BufferState::policy_versions),
+                              field("priorities", &BufferState::priorities),
+                              field("num_tokens", &BufferState::num_tokens),
+                              field("num_turns", &BufferState::num_turns),
+                              field("terminated", &BufferState::terminated),
+                              field("truncated", &BufferState::truncated),
+                              field("task_ids", &BufferState::task_ids)};
+
+const std::tuple kPackedArrays{field("input_ids", &PackedArrays::input_ids),
+                               field("position_ids", &PackedArrays::position_ids),
+                               field("cu_seqlens", &PackedArrays::cu_seqlens),
+                               field("turn_ids", &PackedArrays::turn_ids),
+                               field("action_mask", &PackedArrays::action_mask),
+                               field("cu_turns", &PackedArrays::cu_turns),
+                               field("state_positions", &PackedArrays::state_positions),
+                               field("action_positions", &PackedArrays::action_positions),
+                               field("final_positions", &PackedArrays::final_positions),
+                               field("turn", &PackedArrays::turn),
+                               field("rewards", &PackedArrays::rewards),
+                               field("returns", &PackedArrays::returns),
+                               field("policy_versions", &PackedArrays::policy_versions),
+                               field("terminated", &PackedArrays::terminated),
+                               field("truncated", &PackedArrays::truncated),
+                               field("rollout_logprobs", &PackedArrays::rollout_logprobs)};
 
 // A property: reads without the GIL; a range becomes (first, end).
 template <auto Getter>
@@ -99,19 +242,35 @@ auto get(const TrajectoryBuffer& buffer) {
   }
 }
 
-std::int64_t push(TrajectoryBuffer& buffer, const Array<std::int32_t>& tokens,
-                  const Array<std::int32_t>& observation_lengths, const Array<std::int32_t>& action_lengths,
-                  const Array<float>& rollout_logprobs, const Array<float>& rewards, const Ids& policy_versions,
-                  bool terminated, bool truncated, std::int32_t task_id) {
-  const NewTrajectory trajectory{.tokens = read("tokens", tokens),
-                                 .observation_lengths = read("observation_lengths", observation_lengths),
-                                 .action_lengths = read("action_lengths", action_lengths),
-                                 .rollout_logprobs = read("rollout_logprobs", rollout_logprobs),
-                                 .rewards = read("rewards", rewards),
-                                 .policy_versions = read("policy_versions", policy_versions),
-                                 .terminated = terminated,
-                                 .truncated = truncated,
-                                 .task_id = task_id};
+template <auto Member>
+auto option(const TrajectoryBuffer& buffer) {
+  return buffer.options().*Member;
+}
+
+std::unique_ptr<TrajectoryBuffer> make_buffer(const py::kwargs& values) {
+  BufferOptions options;
+  take_all(values, kBufferOptions, options);
+  return std::make_unique<TrajectoryBuffer>(options);
+}
+
+std::pair<std::int64_t, std::int64_t> extend(TrajectoryBuffer& buffer, const py::kwargs& arrays) {
+  TrajectoryColumns trajectories;
+  take_all(arrays, kTrajectoryColumns, trajectories);
+  const py::gil_scoped_release release;
+  const IdRange ids = buffer.extend(trajectories);
+  return {ids.first, ids.end};
+}
+
+void add_turn(OpenTrajectory& game, const Array<std::int32_t>& observation_ids, const Array<std::int32_t>& action_ids,
+              const Array<float>& rollout_logprobs, float reward, std::int64_t policy_version) {
+  game.add_turn(read("observation_ids", observation_ids), read("action_ids", action_ids),
+                read("rollout_logprobs", rollout_logprobs), reward, policy_version);
+}
+
+std::int64_t end_trajectory(OpenTrajectory& game, TrajectoryBuffer& buffer,
+                            const Array<std::int32_t>& final_observation_ids, bool terminated, bool truncated) {
+  const NewTrajectory trajectory =
+      game.close(read("final_observation_ids", final_observation_ids), terminated, truncated);
   const py::gil_scoped_release release;
   return buffer.push(trajectory);
 }
@@ -232,47 +391,19 @@ py::tuple collated_sizes(const TrajectoryBuffer& buffer, const Ids& trajectory_i
   return py::make_tuple(sizes.num_trajectories, sizes.num_turns, sizes.num_tokens);
 }
 
-void collate(const TrajectoryBuffer& buffer, const Ids& trajectory_ids, Array<std::int32_t>& input_ids,
-             Array<std::int32_t>& position_ids, Array<std::int32_t>& cu_seqlens, Array<std::int32_t>& turn_ids,
-             Array<bool>& action_mask, Array<std::int32_t>& cu_turns, Ids& state_positions, Ids& action_positions,
-             Ids& final_positions, Array<std::int32_t>& turn, Array<float>& rewards, Ids& policy_versions,
-             Array<bool>& terminated, Array<bool>& truncated, Array<float>& rollout_logprobs) {
+void collate(const TrajectoryBuffer& buffer, const Ids& trajectory_ids, const py::kwargs& arrays) {
   const auto ids = read("trajectory_ids", trajectory_ids);
-  const PackedArrays out{.input_ids = write("input_ids", input_ids),
-                         .position_ids = write("position_ids", position_ids),
-                         .cu_seqlens = write("cu_seqlens", cu_seqlens),
-                         .turn_ids = write("turn_ids", turn_ids),
-                         .action_mask = write("action_mask", action_mask),
-                         .cu_turns = write("cu_turns", cu_turns),
-                         .state_positions = write("state_positions", state_positions),
-                         .action_positions = write("action_positions", action_positions),
-                         .final_positions = write("final_positions", final_positions),
-                         .turn = write("turn", turn),
-                         .rewards = write("rewards", rewards),
-                         .policy_versions = write("policy_versions", policy_versions),
-                         .terminated = write("terminated", terminated),
-                         .truncated = write("truncated", truncated),
-                         .rollout_logprobs = write("rollout_logprobs", rollout_logprobs)};
+  PackedArrays out;
+  take_all(arrays, kPackedArrays, out);
   const py::gil_scoped_release release;
   buffer.collate(ids, out);
 }
 
 py::dict to_dict(BufferState&& state) {
-  return py::dict("max_tokens"_a = state.max_tokens, "max_trajectories"_a = state.max_trajectories,
-                  "seed"_a = state.seed, "counter"_a = state.counter,
-                  "first_trajectory_id"_a = state.first_trajectory_id, "first_turn_id"_a = state.first_turn_id,
-                  "max_priority"_a = state.max_priority, "tokens"_a = to_array<std::int32_t>(std::move(state.tokens)),
-                  "rollout_logprobs"_a = to_array<float>(std::move(state.rollout_logprobs)),
-                  "observation_lengths"_a = to_array<std::int32_t>(std::move(state.observation_lengths)),
-                  "action_lengths"_a = to_array<std::int32_t>(std::move(state.action_lengths)),
-                  "rewards"_a = to_array<float>(std::move(state.rewards)),
-                  "policy_versions"_a = to_array<std::int64_t>(std::move(state.policy_versions)),
-                  "priorities"_a = to_array<double>(std::move(state.priorities)),
-                  "num_tokens"_a = to_array<std::int32_t>(std::move(state.num_tokens)),
-                  "num_turns"_a = to_array<std::int32_t>(std::move(state.num_turns)),
-                  "terminated"_a = to_array<bool>(std::move(state.terminated)),
-                  "truncated"_a = to_array<bool>(std::move(state.truncated)),
-                  "task_ids"_a = to_array<std::int32_t>(std::move(state.task_ids)));
+  py::dict fields;
+  give_all(std::move(state.options), kBufferOptions, fields);
+  give_all(std::move(state), kBufferState, fields);
+  return fields;
 }
 
 py::dict state(const TrajectoryBuffer& buffer) {
@@ -293,35 +424,10 @@ py::dict state_since(const TrajectoryBuffer& buffer, std::int64_t first_trajecto
   return to_dict(std::move(state));
 }
 
-std::unique_ptr<TrajectoryBuffer> restore(std::int64_t max_tokens, std::int64_t max_trajectories, std::uint64_t seed,
-                                          std::uint64_t counter, std::int64_t first_trajectory_id,
-                                          std::int64_t first_turn_id, double max_priority,
-                                          const Array<std::int32_t>& tokens, const Array<float>& rollout_logprobs,
-                                          const Array<std::int32_t>& observation_lengths,
-                                          const Array<std::int32_t>& action_lengths, const Array<float>& rewards,
-                                          const Ids& policy_versions, const Array<double>& priorities,
-                                          const Array<std::int32_t>& num_tokens, const Array<std::int32_t>& num_turns,
-                                          const Array<bool>& terminated, const Array<bool>& truncated,
-                                          const Array<std::int32_t>& task_ids) {
-  const BufferState state{.max_tokens = max_tokens,
-                          .max_trajectories = max_trajectories,
-                          .seed = seed,
-                          .counter = counter,
-                          .first_trajectory_id = first_trajectory_id,
-                          .first_turn_id = first_turn_id,
-                          .max_priority = max_priority,
-                          .tokens = to_vector<std::int32_t>("tokens", tokens),
-                          .rollout_logprobs = to_vector<float>("rollout_logprobs", rollout_logprobs),
-                          .observation_lengths = to_vector<std::int32_t>("observation_lengths", observation_lengths),
-                          .action_lengths = to_vector<std::int32_t>("action_lengths", action_lengths),
-                          .rewards = to_vector<float>("rewards", rewards),
-                          .policy_versions = to_vector<std::int64_t>("policy_versions", policy_versions),
-                          .priorities = to_vector<double>("priorities", priorities),
-                          .num_tokens = to_vector<std::int32_t>("num_tokens", num_tokens),
-                          .num_turns = to_vector<std::int32_t>("num_turns", num_turns),
-                          .terminated = to_vector<std::uint8_t>("terminated", terminated),
-                          .truncated = to_vector<std::uint8_t>("truncated", truncated),
-                          .task_ids = to_vector<std::int32_t>("task_ids", task_ids)};
+std::unique_ptr<TrajectoryBuffer> restore(const py::kwargs& fields) {
+  BufferState state;
+  take_all(fields, kBufferOptions, state.options, std::tuple_size_v<decltype(kBufferState)>);
+  take_all(fields, kBufferState, state, std::tuple_size_v<decltype(kBufferOptions)>);
   const py::gil_scoped_release release;
   return TrajectoryBuffer::restore(state);
 }
@@ -330,12 +436,12 @@ py::arg array(const char* name) { return py::arg(name).noconvert(); }
 
 void bind_trajectory_buffer(py::module_& module) {
   py::class_<TrajectoryBuffer>(module, "TrajectoryBuffer")
-      .def(py::init<std::int64_t, std::int64_t, std::uint64_t>(), "max_tokens"_a, "max_trajectories"_a, "seed"_a)
-      .def("push", &push, array("tokens"), array("observation_lengths"), array("action_lengths"),
-           array("rollout_logprobs"), array("rewards"), array("policy_versions"), array("terminated"),
-           array("truncated"), "task_id"_a = 0)
-      .def_property_readonly("max_tokens", &TrajectoryBuffer::max_tokens)
-      .def_property_readonly("max_trajectories", &TrajectoryBuffer::max_trajectories)
+      .def(py::init(&make_buffer))
+      .def("extend", &extend)
+      .def_property_readonly("max_tokens", &option<&BufferOptions::max_tokens>)
+      .def_property_readonly("max_trajectories", &option<&BufferOptions::max_trajectories>)
+      .def_property_readonly("vocab_size", &option<&BufferOptions::vocab_size>)
+      .def_property_readonly("gamma", &option<&BufferOptions::gamma>)
       .def_property_readonly("num_trajectories", &get<&TrajectoryBuffer::num_trajectories>)
       .def_property_readonly("num_turns", &get<&TrajectoryBuffer::num_turns>)
       .def_property_readonly("num_tokens", &get<&TrajectoryBuffer::num_tokens>)
@@ -353,17 +459,19 @@ void bind_trajectory_buffer(py::module_& module) {
       .def("turn_span", &turn_span, array("trajectory_ids"))
       .def("turn_records", &turn_records, array("turn_ids"))
       .def("collated_sizes", &collated_sizes, array("trajectory_ids"))
-      .def("collate", &collate, array("trajectory_ids"), py::kw_only(), array("input_ids"), array("position_ids"),
-           array("cu_seqlens"), array("turn_ids"), array("action_mask"), array("cu_turns"), array("state_positions"),
-           array("action_positions"), array("final_positions"), array("turn"), array("rewards"),
-           array("policy_versions"), array("terminated"), array("truncated"), array("rollout_logprobs"))
+      .def("collate", &collate, array("trajectory_ids"))
       .def("state", &state)
       .def("state_since", &state_since, "first_trajectory_id"_a)
-      .def_static("restore", &restore, py::kw_only(), "max_tokens"_a, "max_trajectories"_a, "seed"_a, "counter"_a,
-                  "first_trajectory_id"_a, "first_turn_id"_a, "max_priority"_a, array("tokens"),
-                  array("rollout_logprobs"), array("observation_lengths"), array("action_lengths"), array("rewards"),
-                  array("policy_versions"), array("priorities"), array("num_tokens"), array("num_turns"),
-                  array("terminated"), array("truncated"), array("task_ids"));
+      .def_static("restore", &restore);
+}
+
+void bind_open_trajectory(py::module_& module) {
+  py::class_<OpenTrajectory>(module, "OpenTrajectory")
+      .def(py::init<std::int64_t, std::int32_t>(), "vocab_size"_a, "task_id"_a)
+      .def("add_turn", &add_turn, array("observation_ids"), array("action_ids"), array("rollout_logprobs"), "reward"_a,
+           "policy_version"_a)
+      .def("end", &end_trajectory, "buffer"_a, array("final_observation_ids"), array("terminated"), array("truncated"))
+      .def_property_readonly("num_turns", &OpenTrajectory::num_turns);
 }
 
 py::tuple plan_tokens(const Ids& lengths, std::int64_t max_tokens, std::int64_t num_ranks) {
@@ -478,6 +586,7 @@ void bind_kernels(py::module_& module) {
 PYBIND11_MODULE(_C, module) {
   module.doc() = "The C++ core of archer_fast.";
   archer_fast::bind_trajectory_buffer(module);
+  archer_fast::bind_open_trajectory(module);
   archer_fast::bind_token_packer(module);
   archer_fast::bind_kernels(module);
 }

@@ -1,6 +1,7 @@
 #include "buffer_state.h"
 
 #include <cstddef>
+#include <iterator>
 #include <limits>
 #include <stdexcept>
 
@@ -9,27 +10,6 @@
 
 namespace archer_fast {
 namespace {
-
-void check_length(const char* name, std::size_t length, std::int64_t wanted) {
-  if (length != static_cast<std::size_t>(wanted)) {
-    throw std::invalid_argument(concat(name, ": wanted ", wanted, " items, got ", length));
-  }
-}
-
-std::int64_t checked_sum(const char* name, const std::vector<std::int32_t>& counts) {
-  std::int64_t sum = 0;
-  for (std::size_t i = 0; i < counts.size(); ++i) {
-    if (counts[i] < 1) throw std::invalid_argument(concat(name, "[", i, "]: wanted at least 1, got ", counts[i]));
-    sum += counts[i];
-  }
-  return sum;
-}
-
-void check_flags(const char* name, const std::vector<std::uint8_t>& flags) {
-  for (std::size_t i = 0; i < flags.size(); ++i) {
-    if (flags[i] > 1) throw std::invalid_argument(concat(name, "[", i, "]: wanted 0 or 1, got ", int{flags[i]}));
-  }
-}
 
 void check_id(const char* name, std::int64_t id) {
   // Half the range is left for ids to come.
@@ -53,35 +33,36 @@ void check_priorities(const std::vector<double>& priorities, double max_priority
 }  // namespace
 
 void BufferState::check() const {
+  options.check();
   check_id("first_trajectory_id", first_trajectory_id);
   check_id("first_turn_id", first_turn_id);
-  const auto num_trajectories = static_cast<std::int64_t>(num_turns.size());
-  check_length("num_tokens", num_tokens.size(), num_trajectories);
-  check_length("terminated", terminated.size(), num_trajectories);
-  check_length("truncated", truncated.size(), num_trajectories);
-  check_length("task_ids", task_ids.size(), num_trajectories);
-  check_flags("terminated", terminated);
-  check_flags("truncated", truncated);
-
-  const std::int64_t total_turns = checked_sum("num_turns", num_turns);
-  check_length("observation_lengths", observation_lengths.size(), total_turns);
-  check_length("action_lengths", action_lengths.size(), total_turns);
-  check_length("rewards", rewards.size(), total_turns);
-  check_length("policy_versions", policy_versions.size(), total_turns);
-  check_length("priorities", priorities.size(), total_turns);
+  columns().check();
+  if (priorities.size() != rewards.size()) {
+    throw std::invalid_argument(concat("priorities: wanted ", rewards.size(), " items, got ", priorities.size()));
+  }
   check_priorities(priorities, max_priority);
-
-  const std::int64_t total_tokens = checked_sum("num_tokens", num_tokens);
-  check_length("tokens", tokens.size(), total_tokens);
-  check_length("rollout_logprobs", rollout_logprobs.size(), checked_sum("action_lengths", action_lengths));
-
-  if (total_tokens > max_tokens) {
-    throw std::invalid_argument(concat("tokens: wanted at most max_tokens = ", max_tokens, ", got ", total_tokens));
-  }
-  if (num_trajectories > max_trajectories) {
+  if (std::ssize(tokens) > options.max_tokens) {
     throw std::invalid_argument(
-        concat("num_turns: wanted at most max_trajectories = ", max_trajectories, " items, got ", num_trajectories));
+        concat("tokens: wanted at most max_tokens = ", options.max_tokens, ", got ", tokens.size()));
   }
+  if (std::ssize(num_turns) > options.max_trajectories) {
+    throw std::invalid_argument(concat("num_turns: wanted at most max_trajectories = ", options.max_trajectories,
+                                       " items, got ", num_turns.size()));
+  }
+}
+
+TrajectoryColumns BufferState::columns() const noexcept {
+  return {.tokens = tokens,
+          .num_tokens = num_tokens,
+          .num_turns = num_turns,
+          .observation_lengths = observation_lengths,
+          .action_lengths = action_lengths,
+          .rollout_logprobs = rollout_logprobs,
+          .rewards = rewards,
+          .policy_versions = policy_versions,
+          .terminated = terminated,
+          .truncated = truncated,
+          .task_ids = task_ids};
 }
 
 }  // namespace archer_fast

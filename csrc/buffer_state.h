@@ -4,14 +4,15 @@
 #include <cstdint>
 #include <vector>
 
+#include "buffer_options.h"
+#include "trajectory_columns.h"
+
 namespace archer_fast {
 
 // Live trajectories oldest first, their turns end to end. B trajectories, N turns, T tokens, A action
 // tokens. A plain value: who holds it owns it. Booleans are bytes of 0 or 1.
 struct BufferState {
-  std::int64_t max_tokens = 0;
-  std::int64_t max_trajectories = 0;
-  std::uint64_t seed = 0;
+  BufferOptions options;
   std::uint64_t counter = 0;             // words the generator has drawn
   std::int64_t first_trajectory_id = 0;  // of the oldest live trajectory; as many were evicted
   std::int64_t first_turn_id = 0;        // of its first turn
@@ -33,6 +34,8 @@ struct BufferState {
   // Throws std::invalid_argument that names the field where sizes, sums or bounds disagree. What lies
   // inside one trajectory is checked by NewTrajectory::check.
   void check() const;
+
+  TrajectoryColumns columns() const noexcept;  // views of the trajectories here
 };
 
 }  // namespace archer_fast

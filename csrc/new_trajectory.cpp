@@ -1,6 +1,8 @@
 #include "new_trajectory.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <stdexcept>
 
@@ -26,6 +28,8 @@ std::int64_t checked_sum(const char* name, std::span<const std::int32_t> lengths
   return sum;
 }
 
+}  // namespace
+
 void check_finite(const char* name, std::span<const float> values) {
   for (std::size_t i = 0; i < values.size(); ++i) {
     if (!std::isfinite(values[i])) {
@@ -34,20 +38,23 @@ void check_finite(const char* name, std::span<const float> values) {
   }
 }
 
-void check_token_ids(std::span<const std::int32_t> tokens) {
-  std::int32_t sign = 0;
-  for (const std::int32_t token : tokens) sign |= token;  // no exit inside: this loop vectorises
-  if (sign >= 0) return;
+void check_token_ids(const char* name, std::span<const std::int32_t> tokens, std::int64_t vocab_size) {
+  constexpr std::uint32_t kEndOfInt32 = std::uint32_t{1} << 31;
+  const std::uint32_t end = vocab_size > 0 ? static_cast<std::uint32_t>(vocab_size) : kEndOfInt32;
+  std::uint32_t largest = 0;  // a negative id is larger than any other; no exit inside: this loop vectorises
+  for (const std::int32_t token : tokens) largest = std::max(largest, static_cast<std::uint32_t>(token));
+  if (largest < end) return;
   for (std::size_t i = 0; i < tokens.size(); ++i) {
+    if (static_cast<std::uint32_t>(tokens[i]) < end) continue;
     if (tokens[i] < 0) {
-      throw std::invalid_argument(concat("tokens[", i, "]: wanted a token id of 0 or more, got ", tokens[i]));
+      throw std::invalid_argument(concat(name, "[", i, "]: wanted a token id of 0 or more, got ", tokens[i]));
     }
+    throw std::invalid_argument(
+        concat(name, "[", i, "]: wanted a token id below vocab_size = ", vocab_size, ", got ", tokens[i]));
   }
 }
 
-}  // namespace
-
-void NewTrajectory::check() const {
+void NewTrajectory::check(std::int64_t vocab_size) const {
   const std::size_t num_turns = observation_lengths.size();
   if (num_turns == 0) throw std::invalid_argument("observation_lengths: wanted at least one turn, got none");
   check_one_per_turn("action_lengths", action_lengths.size(), num_turns);
@@ -72,7 +79,7 @@ void NewTrajectory::check() const {
     throw std::invalid_argument(concat("terminated, truncated: wanted exactly one true, got terminated=", terminated,
                                        ", truncated=", truncated));
   }
-  check_token_ids(tokens);
+  check_token_ids("tokens", tokens, vocab_size);
   check_finite("rewards", rewards);
   check_finite("rollout_logprobs", rollout_logprobs);
 }

@@ -26,8 +26,13 @@ struct NewTrajectory {
   bool truncated = false;
   std::int32_t task_id = 0;  // which task the game was of; any number
 
+  // vocab_size: ids are below it; 0 where it is not known.
   // Throws std::invalid_argument that names the field, what was wanted and what came. O(T).
-  void check() const;
+  void check(std::int64_t vocab_size) const;
 };
+
+// What holds for any ids and numbers that are stored; throws as above.
+void check_token_ids(const char* name, std::span<const std::int32_t> tokens, std::int64_t vocab_size);
+void check_finite(const char* name, std::span<const float> values);
 
 }  // namespace archer_fast

@@ -30,10 +30,10 @@ void write_turn(const TrajectoryView& trajectory, std::size_t turn, const float*
                 const PackedArrays& out) {
   const TurnRecord& record = trajectory.turns[turn];
   const bool is_last = turn + 1 == trajectory.turns.size();
-  const std::int64_t observation_begin = at.token + record.observation_begin;
+  const std::int64_t observation_begin = at.token + trajectory.observation_begin(turn);
   const std::int64_t action_begin = at.token + record.action_begin;
   const std::int64_t action_end = at.token + record.action_end;
-  const std::int64_t owned_end = is_last ? at.token + std::ssize(trajectory.tokens) : action_end;
+  const std::int64_t owned_end = is_last ? at.token + trajectory.tokens.size() : action_end;
   const std::int64_t row = at.turn + static_cast<std::int64_t>(turn);
 
   std::fill(&out.turn_ids[index(observation_begin)], out.turn_ids.data() + owned_end, narrow(row));
@@ -52,6 +52,7 @@ void write_turn(const TrajectoryView& trajectory, std::size_t turn, const float*
   out.action_positions[index(row)] = action_end - 1;
   out.turn[index(row)] = narrow(static_cast<std::int64_t>(turn));
   out.rewards[index(row)] = record.reward;
+  out.returns[index(row)] = record.monte_carlo_return;
   out.policy_versions[index(row)] = record.policy_version;
 }
 
@@ -70,6 +71,7 @@ void PackedArrays::check(const PackedSizes& sizes) const {
   check_length("final_positions", final_positions.size(), num_trajectories);
   check_length("turn", turn.size(), num_turns);
   check_length("rewards", rewards.size(), num_turns);
+  check_length("returns", returns.size(), num_turns);
   check_length("policy_versions", policy_versions.size(), num_turns);
   check_length("terminated", terminated.size(), num_trajectories);
   check_length("truncated", truncated.size(), num_trajectories);
@@ -81,7 +83,7 @@ PackedSizes packed_sizes(std::span<const TrajectoryView> trajectories) {
   sizes.num_trajectories = std::ssize(trajectories);
   for (const TrajectoryView& trajectory : trajectories) {
     sizes.num_turns += std::ssize(trajectory.turns);
-    sizes.num_tokens += std::ssize(trajectory.tokens);
+    sizes.num_tokens += trajectory.tokens.size();
   }
   constexpr std::int64_t kMaxTokens = std::numeric_limits<std::int32_t>::max();
   if (sizes.num_tokens > kMaxTokens) {
@@ -97,14 +99,14 @@ void collate(std::span<const TrajectoryView> trajectories, const PackedArrays& o
   out.cu_turns[0] = 0;
   for (std::size_t i = 0; i < trajectories.size(); ++i) {
     const TrajectoryView& trajectory = trajectories[i];
-    const std::int64_t end = at.token + std::ssize(trajectory.tokens);
-    std::copy(trajectory.tokens.begin(), trajectory.tokens.end(), out.input_ids.data() + at.token);
+    const std::int64_t end = at.token + trajectory.tokens.size();
+    trajectory.tokens.copy(0, trajectory.tokens.size(), out.input_ids.data() + at.token);
     std::iota(out.position_ids.data() + at.token, out.position_ids.data() + end, 0);
 
     const float* logprobs = trajectory.rollout_logprobs.data();
     for (std::size_t turn = 0; turn < trajectory.turns.size(); ++turn) {
       write_turn(trajectory, turn, logprobs, at, out);
-      logprobs += trajectory.turns[turn].action_end - trajectory.turns[turn].action_begin;
+      logprobs += trajectory.turns[turn].num_action_tokens();
     }
 
     at.token = end;

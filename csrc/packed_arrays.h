@@ -28,6 +28,7 @@ struct PackedArrays {
   std::span<std::int64_t> final_positions;   // [B]
   std::span<std::int32_t> turn;              // [N]
   std::span<float> rewards;                  // [N]
+  std::span<float> returns;                  // [N]
   std::span<std::int64_t> policy_versions;   // [N]
   std::span<bool> terminated;                // [B]
   std::span<bool> truncated;                 // [B]

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cassert>
 #include <mutex>
-#include <numeric>
 #include <stdexcept>
 #include <type_traits>
 #include <vector>
@@ -16,73 +15,33 @@ namespace {
 using ReadLock = std::shared_lock<std::shared_mutex>;
 using WriteLock = std::unique_lock<std::shared_mutex>;
 
-// The arena hands out bytes; these types may begin their life in them.
+// The arena hands out bytes; these types may begin their life in them, one after the other.
 static_assert(std::is_trivially_copyable_v<TurnRecord> && alignof(TurnRecord) <= ChunkArena::kAlignment);
-static_assert(sizeof(TurnRecord) % alignof(std::int32_t) == 0 && sizeof(float) == sizeof(std::int32_t));
-
-std::int64_t at_least(const char* name, std::int64_t value, std::int64_t wanted) {
-  if (value < wanted) throw std::invalid_argument(concat(name, ": wanted at least ", wanted, ", got ", value));
-  return value;
-}
-
-void check_live(const char* name, std::span<const std::int64_t> ids, IdRange live) {
-  for (std::size_t i = 0; i < ids.size(); ++i) {
-    if (!live.contains(ids[i])) {
-      throw std::out_of_range(
-          concat(name, "[", i, "]: wanted a live id in [", live.first, ", ", live.end, "), got ", ids[i]));
-    }
-  }
-}
+static_assert(sizeof(TurnRecord) % alignof(float) == 0 && alignof(float) % alignof(std::int32_t) == 0);
 
 void check_length(const char* name, std::size_t length, std::size_t wanted) {
   if (length != wanted) throw std::invalid_argument(concat(name, ": wanted length ", wanted, ", got ", length));
 }
 
-template <class T, class S>
-void append(std::vector<T>& to, std::span<S> from) {
-  to.insert(to.end(), from.begin(), from.end());
-}
-
 }  // namespace
 
-TrajectoryBuffer::TrajectoryBuffer(std::int64_t max_tokens, std::int64_t max_trajectories, std::uint64_t seed)
-    : max_tokens_(at_least("max_tokens", max_tokens, 2)),  // the shortest trajectory: one observed, one sampled
-      max_trajectories_(at_least("max_trajectories", max_trajectories, 1)),
-      sampler_(CounterRng(seed)) {}
-
-std::unique_ptr<TrajectoryBuffer> TrajectoryBuffer::restore(const BufferState& state) {
-  auto buffer = std::make_unique<TrajectoryBuffer>(state.max_tokens, state.max_trajectories, state.seed);
-  state.check();
-  buffer->sampler_ = UniformSampler(CounterRng(state.seed, state.counter));
-  buffer->first_trajectory_id_ = state.first_trajectory_id;
-  buffer->first_turn_id_ = state.first_turn_id;
-
-  const std::span tokens(state.tokens);
-  const std::span logprobs(state.rollout_logprobs);
-  std::size_t token = 0, turn = 0, sampled = 0;
-  for (std::size_t i = 0; i < state.num_turns.size(); ++i) {
-    const auto num_turns = static_cast<std::size_t>(state.num_turns[i]);
-    const auto num_tokens = static_cast<std::size_t>(state.num_tokens[i]);
-    const std::span action_lengths = std::span(state.action_lengths).subspan(turn, num_turns);
-    const auto num_sampled = std::accumulate(action_lengths.begin(), action_lengths.end(), std::size_t{0});
-    NewTrajectory trajectory{.tokens = tokens.subspan(token, num_tokens),
-                             .observation_lengths = std::span(state.observation_lengths).subspan(turn, num_turns),
-                             .action_lengths = action_lengths,
-                             .rollout_logprobs = logprobs.subspan(sampled, num_sampled),
-                             .rewards = std::span(state.rewards).subspan(turn, num_turns),
-                             .policy_versions = std::span(state.policy_versions).subspan(turn, num_turns),
-                             .terminated = state.terminated[i] != 0,
-                             .truncated = state.truncated[i] != 0,
-                             .task_id = state.task_ids[i]};
-    try {
-      buffer->push(trajectory);
-    } catch (const std::invalid_argument& error) {
-      throw std::invalid_argument(concat("trajectory ", i, " of ", state.num_turns.size(), ": ", error.what()));
-    }
-    token += num_tokens;
-    turn += num_turns;
-    sampled += num_sampled;
+TrajectoryBuffer::TrajectoryBuffer(const BufferOptions& options, const FeatureMemory& memory)
+    : options_((options.check(), memory.check(), options)),
+      is_narrow_(options.vocab_size > 0 && options.vocab_size <= TokenSpan::kMaxNarrowVocabulary),
+      sampler_(CounterRng(options.seed)) {
+  if (options.feature_bytes > 0) {
+    features_.emplace(static_cast<std::size_t>(options.feature_bytes),
+                      static_cast<std::size_t>(memory.max_feature_memory), memory.feature_folder);
   }
+}
+
+std::unique_ptr<TrajectoryBuffer> TrajectoryBuffer::restore(const BufferState& state, const FeatureMemory& memory) {
+  state.check();
+  auto buffer = std::make_unique<TrajectoryBuffer>(state.options, memory);
+  buffer->sampler_ = UniformSampler(CounterRng(state.options.seed, state.counter));
+  buffer->first_trajectory_id_ = state.first_trajectory_id;
+  buffer->first_turn_id_ = buffer->end_turn_id_ = state.first_turn_id;
+  buffer->extend(state.columns());
   assert(buffer->first_trajectory_id_ == state.first_trajectory_id);  // state.check() left nothing to evict
   buffer->priorities_ = TurnPriorities(state.first_turn_id, state.priorities, state.max_priority);
   return buffer;
@@ -106,9 +65,7 @@ BufferState TrajectoryBuffer::state_since(std::int64_t first_trajectory_id) cons
 BufferState TrajectoryBuffer::state_from(std::int64_t first_trajectory_id) const {
   const IdRange live = live_trajectories();
   BufferState state;
-  state.max_tokens = max_tokens_;
-  state.max_trajectories = max_trajectories_;
-  state.seed = sampler_.rng().seed();
+  state.options = options_;
   state.counter = sampler_.rng().counter();
   state.first_trajectory_id = first_trajectory_id_;
   state.first_turn_id = first_turn_id_;
@@ -118,11 +75,15 @@ BufferState TrajectoryBuffer::state_from(std::int64_t first_trajectory_id) const
   for (std::int64_t id = first_trajectory_id; id < live.end; ++id) {
     const Stored& trajectory = stored(id);
     const TrajectoryView seen = view(trajectory);
-    append(state.tokens, seen.tokens);
-    append(state.rollout_logprobs, seen.rollout_logprobs);
-    for (const TurnRecord& turn : seen.turns) {
-      state.observation_lengths.push_back(turn.action_begin - turn.observation_begin);
-      state.action_lengths.push_back(turn.action_end - turn.action_begin);
+    const std::size_t num_tokens = state.tokens.size();
+    state.tokens.resize(num_tokens + static_cast<std::size_t>(seen.tokens.size()));
+    seen.tokens.copy(0, seen.tokens.size(), state.tokens.data() + num_tokens);
+    state.rollout_logprobs.insert(state.rollout_logprobs.end(), seen.rollout_logprobs.begin(),
+                                  seen.rollout_logprobs.end());
+    for (std::size_t i = 0; i < seen.turns.size(); ++i) {
+      const TurnRecord& turn = seen.turns[i];
+      state.observation_lengths.push_back(turn.action_begin - seen.observation_begin(i));
+      state.action_lengths.push_back(turn.num_action_tokens());
       state.rewards.push_back(turn.reward);
       state.policy_versions.push_back(turn.policy_version);
     }
@@ -135,24 +96,45 @@ BufferState TrajectoryBuffer::state_from(std::int64_t first_trajectory_id) const
   return state;
 }
 
-std::int64_t TrajectoryBuffer::push(const NewTrajectory& trajectory) {
-  trajectory.check();
-  if (std::ssize(trajectory.tokens) > max_tokens_) {
+void TrajectoryBuffer::check(const NewTrajectory& trajectory) const {
+  trajectory.check(options_.vocab_size);
+  if (std::ssize(trajectory.tokens) > options_.max_tokens) {
     throw std::invalid_argument(
-        concat("tokens: wanted at most max_tokens = ", max_tokens_, ", got ", trajectory.tokens.size()));
+        concat("tokens: wanted at most max_tokens = ", options_.max_tokens, ", got ", trajectory.tokens.size()));
   }
+}
+
+std::int64_t TrajectoryBuffer::push(const NewTrajectory& trajectory) {
+  check(trajectory);
   const WriteLock lock(mutex_);
   return push_locked(trajectory);
 }
 
+IdRange TrajectoryBuffer::extend(const TrajectoryColumns& trajectories) {
+  trajectories.check();
+  TrajectoryReader unchecked(trajectories);
+  for (std::size_t i = 0; i < trajectories.size(); ++i) {
+    try {
+      check(unchecked.next());
+    } catch (const std::invalid_argument& error) {
+      throw std::invalid_argument(concat("trajectory ", i, " of ", trajectories.size(), ": ", error.what()));
+    }
+  }
+  const WriteLock lock(mutex_);
+  const std::int64_t first = live_trajectories().end;
+  TrajectoryReader reader(trajectories);
+  for (std::size_t i = 0; i < trajectories.size(); ++i) push_locked(reader.next());
+  return {first, live_trajectories().end};
+}
+
 std::int64_t TrajectoryBuffer::push_locked(const NewTrajectory& trajectory) {
   const std::size_t num_turns = trajectory.observation_lengths.size();
-  const std::size_t num_words = trajectory.tokens.size() + trajectory.rollout_logprobs.size();
   const std::int64_t id = live_trajectories().end;
+  const IdRange turn_ids{end_turn_id_, end_turn_id_ + std::ssize(trajectory.rewards)};
   const auto [min_version, max_version] =
       std::minmax_element(trajectory.policy_versions.begin(), trajectory.policy_versions.end());
   const Stored record{.block = nullptr,
-                      .first_turn_id = live_turns().end,
+                      .first_turn_id = turn_ids.first,
                       .min_version = *min_version,
                       .max_version = *max_version,
                       .num_turns = static_cast<std::int32_t>(num_turns),
@@ -162,55 +144,73 @@ std::int64_t TrajectoryBuffer::push_locked(const NewTrajectory& trajectory) {
                       .terminated = trajectory.terminated};
 
   // All that can throw comes first, so that a failure leaves nothing half pushed.
-  const std::size_t old_num_turns = turn_owners_.size();
   const std::size_t old_num_trajectories = trajectories_.size();
   std::byte* block = nullptr;
-  bool are_counted = false;
+  bool are_counted = false, have_features = false;
   try {
-    turn_owners_.insert(turn_owners_.end(), num_turns, id);
+    owners_.push_back(turn_ids, id);
     trajectories_.push_back(record);
-    priorities_.reserve(std::ssize(trajectory.rewards));
+    priorities_.reserve(turn_ids.size());
     versions_.add(trajectory.policy_versions, id);
     are_counted = true;
-    block = arena_.allocate(num_turns * sizeof(TurnRecord) + num_words * sizeof(std::int32_t));
+    if (features_) features_->push(num_turns + 1);
+    have_features = features_.has_value();
+    block = arena_.allocate(num_turns * sizeof(TurnRecord) + trajectory.rollout_logprobs.size() * sizeof(float) +
+                            trajectory.tokens.size() * TokenSpan::width(is_narrow_));
   } catch (...) {
-    turn_owners_.resize(old_num_turns);
+    owners_.truncate(end_turn_id_);
     trajectories_.resize(old_num_trajectories);
     if (are_counted) {
       for (const std::int64_t version : trajectory.policy_versions) versions_.remove(version, 1);
     }
+    if (have_features) features_->pop_newest();
     throw;
   }
   trajectories_.back().block = block;
-  priorities_.push_back(std::ssize(trajectory.rewards));
+  priorities_.push_back(turn_ids.size());
+  write_block(trajectory, block);
 
+  end_turn_id_ = turn_ids.end;
+  num_tokens_ += std::ssize(trajectory.tokens);
+  while (num_tokens_ > options_.max_tokens || std::ssize(trajectories_) > options_.max_trajectories) evict_oldest();
+  return id;
+}
+
+void TrajectoryBuffer::write_block(const NewTrajectory& trajectory, std::byte* block) const noexcept {
+  const std::size_t num_turns = trajectory.observation_lengths.size();
   auto* const turns = reinterpret_cast<TurnRecord*>(block);
-  auto* const tokens = reinterpret_cast<std::int32_t*>(turns + num_turns);
-  auto* const logprobs = reinterpret_cast<float*>(tokens + trajectory.tokens.size());
+  auto* const logprobs = reinterpret_cast<float*>(turns + num_turns);
+  auto* const tokens = reinterpret_cast<std::byte*>(logprobs + trajectory.rollout_logprobs.size());
   std::int32_t begin = 0;
   for (std::size_t i = 0; i < num_turns; ++i) {
     const std::int32_t action_begin = begin + trajectory.observation_lengths[i];
     const std::int32_t action_end = action_begin + trajectory.action_lengths[i];
     turns[i] = TurnRecord{.policy_version = trajectory.policy_versions[i],
-                          .observation_begin = begin,
                           .action_begin = action_begin,
                           .action_end = action_end,
-                          .reward = trajectory.rewards[i]};
+                          .reward = trajectory.rewards[i],
+                          .monte_carlo_return = 0.0F};
     begin = action_end;
   }
-  std::copy(trajectory.tokens.begin(), trajectory.tokens.end(), tokens);
+  double rest = 0.0;
+  for (std::size_t i = num_turns; i-- > 0;) {
+    rest = double{trajectory.rewards[i]} + options_.gamma * rest;
+    turns[i].monte_carlo_return = static_cast<float>(rest);
+  }
   std::copy(trajectory.rollout_logprobs.begin(), trajectory.rollout_logprobs.end(), logprobs);
-
-  num_tokens_ += std::ssize(trajectory.tokens);
-  while (num_tokens_ > max_tokens_ || std::ssize(trajectories_) > max_trajectories_) evict_oldest();
-  return id;
+  if (is_narrow_) {
+    std::transform(trajectory.tokens.begin(), trajectory.tokens.end(), reinterpret_cast<std::uint16_t*>(tokens),
+                   [](std::int32_t token) { return static_cast<std::uint16_t>(token); });
+  } else {
+    std::copy(trajectory.tokens.begin(), trajectory.tokens.end(), reinterpret_cast<std::int32_t*>(tokens));
+  }
 }
 
 void TrajectoryBuffer::evict_oldest() noexcept {
   const Stored& oldest = trajectories_.front();
   num_tokens_ -= oldest.num_tokens;
   first_turn_id_ += oldest.num_turns;
-  turn_owners_.erase(turn_owners_.begin(), turn_owners_.begin() + oldest.num_turns);
+  owners_.pop_front(first_turn_id_);
   priorities_.pop_front(oldest.num_turns);
   if (oldest.min_version == oldest.max_version) {
     versions_.remove(oldest.min_version, oldest.num_turns);
@@ -218,6 +218,7 @@ void TrajectoryBuffer::evict_oldest() noexcept {
     for (const TurnRecord& turn : view(oldest).turns) versions_.remove(turn.policy_version, 1);
   }
   arena_.release_oldest();
+  if (features_) features_->pop_oldest();
   trajectories_.pop_front();
   ++first_trajectory_id_;
 }
@@ -226,9 +227,7 @@ IdRange TrajectoryBuffer::live_trajectories() const noexcept {
   return {first_trajectory_id_, first_trajectory_id_ + std::ssize(trajectories_)};
 }
 
-IdRange TrajectoryBuffer::live_turns() const noexcept {
-  return {first_turn_id_, first_turn_id_ + std::ssize(turn_owners_)};
-}
+IdRange TrajectoryBuffer::live_turns() const noexcept { return {first_turn_id_, end_turn_id_}; }
 
 std::int64_t TrajectoryBuffer::num_trajectories() const { return trajectory_range().size(); }
 
@@ -255,26 +254,20 @@ const TrajectoryBuffer::Stored& TrajectoryBuffer::stored(std::int64_t trajectory
   return trajectories_[static_cast<std::size_t>(trajectory_id - first_trajectory_id_)];
 }
 
-const TrajectoryBuffer::Stored& TrajectoryBuffer::owner_of(std::int64_t turn_id) const {
-  return stored(turn_owners_[static_cast<std::size_t>(turn_id - first_turn_id_)]);
+std::int64_t TrajectoryBuffer::owner_id(std::int64_t turn_id) const {
+  std::int64_t id = std::max(owners_.search_from(turn_id), first_trajectory_id_);
+  while (stored(id).first_turn_id + stored(id).num_turns <= turn_id) ++id;
+  return id;
 }
 
-TrajectoryView TrajectoryBuffer::view(const Stored& trajectory) noexcept {
+TrajectoryView TrajectoryBuffer::view(const Stored& trajectory) const noexcept {
   const auto* const turns = reinterpret_cast<const TurnRecord*>(trajectory.block);
-  const auto* const tokens = reinterpret_cast<const std::int32_t*>(turns + trajectory.num_turns);
-  const auto* const logprobs = reinterpret_cast<const float*>(tokens + trajectory.num_tokens);
+  const auto* const logprobs = reinterpret_cast<const float*>(turns + trajectory.num_turns);
+  const auto* const tokens = reinterpret_cast<const std::byte*>(logprobs + trajectory.num_action_tokens);
   return {.turns = {turns, static_cast<std::size_t>(trajectory.num_turns)},
-          .tokens = {tokens, static_cast<std::size_t>(trajectory.num_tokens)},
+          .tokens = {tokens, trajectory.num_tokens, is_narrow_},
           .rollout_logprobs = {logprobs, static_cast<std::size_t>(trajectory.num_action_tokens)},
           .terminated = trajectory.terminated};
-}
-
-std::vector<TrajectoryView> TrajectoryBuffer::views(std::span<const std::int64_t> trajectory_ids) const {
-  check_live("trajectory_ids", trajectory_ids, live_trajectories());
-  std::vector<TrajectoryView> views;
-  views.reserve(trajectory_ids.size());
-  for (const std::int64_t id : trajectory_ids) views.push_back(view(stored(id)));
-  return views;
 }
 
 void TrajectoryBuffer::trajectory_of(std::span<const std::int64_t> turn_ids,
@@ -283,7 +276,7 @@ void TrajectoryBuffer::trajectory_of(std::span<const std::int64_t> turn_ids,
   const ReadLock lock(mutex_);
   check_live("turn_ids", turn_ids, live_turns());
   std::transform(turn_ids.begin(), turn_ids.end(), trajectory_ids.begin(),
-                 [this](std::int64_t id) { return turn_owners_[static_cast<std::size_t>(id - first_turn_id_)]; });
+                 [this](std::int64_t id) { return owner_id(id); });
 }
 
 void TrajectoryBuffer::turn_span(std::span<const std::int64_t> trajectory_ids, std::span<std::int64_t> first_turn_ids,
@@ -317,18 +310,6 @@ void TrajectoryBuffer::turn_records(std::span<const std::int64_t> turn_ids, cons
     out.terminated[i] = is_last && trajectory.terminated;
     out.truncated[i] = is_last && !trajectory.terminated;
   }
-}
-
-PackedSizes TrajectoryBuffer::collated_sizes(std::span<const std::int64_t> trajectory_ids) const {
-  const ReadLock lock(mutex_);
-  return packed_sizes(views(trajectory_ids));
-}
-
-void TrajectoryBuffer::collate(std::span<const std::int64_t> trajectory_ids, const PackedArrays& out) const {
-  const ReadLock lock(mutex_);
-  const std::vector<TrajectoryView> trajectories = views(trajectory_ids);
-  out.check(packed_sizes(trajectories));
-  archer_fast::collate(trajectories, out);
 }
 
 }  // namespace archer_fast

@@ -12,13 +12,17 @@
 #include <utility>
 #include <vector>
 
+#include "buffer_options.h"
 #include "buffer_state.h"
 #include "chunk_arena.h"
+#include "feature_store.h"
 #include "id_range.h"
 #include "new_trajectory.h"
 #include "packed_arrays.h"
 #include "task_strata.h"
+#include "trajectory_columns.h"
 #include "trajectory_view.h"
+#include "turn_owners.h"
 #include "turn_priorities.h"
 #include "uniform_sampler.h"
 #include "version_table.h"
@@ -54,6 +58,7 @@ struct BufferStats {
   // for a = 0, 1, 2, 4, 8, ...
   std::vector<std::pair<std::int64_t, std::int64_t>> turns_by_age;
   std::vector<std::pair<std::int64_t, std::int64_t>> turns_by_version;  // (version, turns), ascending
+  std::int64_t num_mapped_bytes;  // of features in files, beside num_bytes
 };
 
 // Capacity is bounded in tokens and in trajectories; a push that passes a bound first evicts the oldest
@@ -68,13 +73,14 @@ struct BufferStats {
 // pointer into the buffer ever leaves it.
 // Threads: every member may be called from any thread. One lock: readers share it, push and the
 // sampling calls hold it alone. Between two calls another thread may evict; the ids then throw.
-// Errors: std::invalid_argument, std::out_of_range, std::bad_alloc; the buffer is then as before.
+// Errors: std::invalid_argument, std::out_of_range, std::bad_alloc, and std::system_error where features find no room
+// on the disk; the buffer is then as before.
 class TrajectoryBuffer {
  public:
-  TrajectoryBuffer(std::int64_t max_tokens, std::int64_t max_trajectories, std::uint64_t seed);
+  explicit TrajectoryBuffer(const BufferOptions& options, const FeatureMemory& memory = {});
 
-  // Continues `state`: same contents, ids, next samples and next evictions. O(T).
-  static std::unique_ptr<TrajectoryBuffer> restore(const BufferState& state);
+  // Continues `state`: same contents, ids, next samples and next evictions; without features. O(T).
+  static std::unique_ptr<TrajectoryBuffer> restore(const BufferState& state, const FeatureMemory& memory = {});
   BufferState state() const;  // O(T)
 
   // The scalars of state(), and the arrays of the live trajectories with this id and later ones alone:
@@ -86,8 +92,11 @@ class TrajectoryBuffer {
   // in use.
   std::int64_t push(const NewTrajectory& trajectory);
 
-  std::int64_t max_tokens() const noexcept { return max_tokens_; }
-  std::int64_t max_trajectories() const noexcept { return max_trajectories_; }
+  // Pushes all of them, at one moment, or none; gives their ids. One that is longer than the buffer, or refused for
+  // what is in it, is named by its place. O(T) and as above. After std::bad_alloc or std::system_error those before it stay.
+  IdRange extend(const TrajectoryColumns& trajectories);
+
+  const BufferOptions& options() const noexcept { return options_; }
   std::int64_t num_trajectories() const;
   std::int64_t num_turns() const;
   std::int64_t num_tokens() const;
@@ -126,8 +135,35 @@ class TrajectoryBuffer {
   PackedSizes collated_sizes(std::span<const std::int64_t> trajectory_ids) const;
   void collate(std::span<const std::int64_t> trajectory_ids, const PackedArrays& out) const;
 
+  // Features (trajectory_buffer_features.cpp): a trajectory of N turns has room for N + 1 rows of feature_bytes each,
+  // taken as it is pushed, and freed with it. What a row means is the caller's to say: row i is what is known at turn
+  // i, row N what is known after the last one, so that what follows a turn is always the row behind its own. All rows
+  // of a trajectory were made by one version of a trunk, a number of 0 or more; a new trajectory has none. Where
+  // feature_bytes is 0, these throw std::invalid_argument.
+
+  // Copies in `rows`, all of these trajectories' end to end; of an id given twice the last ones hold.
+  void set_features(std::span<const std::int64_t> trajectory_ids, std::int64_t trunk_version,
+                    std::span<const std::byte> rows);
+
+  // Copies out each turn's row, and the front of the row behind it: as much as next_rows has room for, n times 0 to
+  // feature_bytes. Throws std::invalid_argument that names a turn whose trajectory has no features of this version.
+  // O(bytes) on up to `threads` threads.
+  void read_features(std::span<const std::int64_t> turn_ids, std::int64_t trunk_version, std::span<std::byte> rows,
+                     std::span<std::byte> next_rows, int threads) const;
+
+  std::vector<std::int64_t> trajectories_without_features(std::int64_t trunk_version) const;  // live ones, O(B)
+
+  // For a writer that keeps what it wrote: a number that grows with every set_features; the largest that any live
+  // trajectory of a range was given, 0 where none has features; and whole trajectories: the version of each, or
+  // FeatureStore::kNoVersion with zeros for rows where it has none or has been evicted by now, which is no error.
+  // num_turns says how many turns each has, or had. 0 and nothing where feature_bytes is 0.
+  std::uint64_t features_stamp() const;
+  std::uint64_t features_stamp(IdRange trajectory_ids) const;
+  void copy_features(std::int64_t first_trajectory_id, std::span<const std::int64_t> num_turns,
+                     std::span<std::int64_t> trunk_versions, std::span<std::byte> rows) const;
+
  private:
-  // Its block in the arena is [TurnRecord x num_turns][int32 token x num_tokens][float x num_action_tokens].
+  // Its block in the arena is [TurnRecord x num_turns][float x num_action_tokens][token x num_tokens].
   struct Stored {
     std::byte* block;
     std::int64_t first_turn_id;
@@ -154,29 +190,39 @@ class TrajectoryBuffer {
   IdRange live_trajectories() const noexcept;
   IdRange live_turns() const noexcept;
   const Stored& stored(std::int64_t trajectory_id) const;
-  const Stored& owner_of(std::int64_t turn_id) const;
+  std::int64_t owner_id(std::int64_t turn_id) const;
+  const Stored& owner_of(std::int64_t turn_id) const { return stored(owner_id(turn_id)); }
   std::vector<TrajectoryView> views(std::span<const std::int64_t> trajectory_ids) const;
   BufferState state_from(std::int64_t first_trajectory_id) const;
   const TaskStrata& strata_of(bool of_turns, std::int64_t min_policy_version, bool by_task);
   std::int64_t num_bytes() const noexcept;
   void evict_oldest() noexcept;
+  void check(const NewTrajectory& trajectory) const;
   std::int64_t push_locked(const NewTrajectory& trajectory);
-  static TrajectoryView view(const Stored& trajectory) noexcept;
+  void write_block(const NewTrajectory& trajectory, std::byte* block) const noexcept;
+  TrajectoryView view(const Stored& trajectory) const noexcept;
+  FeatureStore& features();  // throws std::invalid_argument where there are none
+  const FeatureStore& features() const;
+  std::size_t place_of(std::int64_t trajectory_id) const noexcept {  // of a live one in trajectories_ and features_
+    return static_cast<std::size_t>(trajectory_id - first_trajectory_id_);
+  }
 
-  const std::int64_t max_tokens_;
-  const std::int64_t max_trajectories_;
+  const BufferOptions options_;
+  const bool is_narrow_;  // tokens take two bytes
 
   mutable std::shared_mutex mutex_;  // guards all below
   UniformSampler sampler_;
   ChunkArena arena_;
-  std::deque<Stored> trajectories_;       // of trajectory_range()
-  std::deque<std::int64_t> turn_owners_;  // trajectory id of each turn of turn_range()
-  TurnPriorities priorities_;             // of turn_range()
+  std::deque<Stored> trajectories_;  // of trajectory_range()
+  TurnOwners owners_;                // of turn_range()
+  TurnPriorities priorities_;        // of turn_range()
   VersionTable versions_;
+  std::optional<FeatureStore> features_;  // of trajectory_range()
   std::optional<Choice> choice_;  // what strata_ holds
   TaskStrata strata_;
   std::int64_t first_trajectory_id_ = 0;
   std::int64_t first_turn_id_ = 0;
+  std::int64_t end_turn_id_ = 0;
   std::int64_t num_tokens_ = 0;
 };
 

@@ -99,7 +99,8 @@ BufferStats TrajectoryBuffer::stats() const {
                     .num_evicted = trajectories.first,
                     .num_bytes = num_bytes(),
                     .turns_by_age = {},
-                    .turns_by_version = {}};
+                    .turns_by_version = {},
+                    .num_mapped_bytes = features_ ? static_cast<std::int64_t>(features_->mapped_bytes()) : 0};
   // The trajectory of age a is the last but a, and turn ids ascend with the trajectories'.
   std::int64_t turn_end = turns.end;
   for (std::int64_t age = 0; age < trajectories.size(); age = std::max<std::int64_t>(1, 2 * age)) {
@@ -115,9 +116,10 @@ BufferStats TrajectoryBuffer::stats() const {
 }
 
 std::int64_t TrajectoryBuffer::num_bytes() const noexcept {
-  const std::size_t indices = trajectories_.size() * sizeof(Stored) + turn_owners_.size() * sizeof(std::int64_t) +
+  const std::size_t indices = trajectories_.size() * sizeof(Stored) + owners_.num_bytes() +
                               versions_.entries().size() * sizeof(VersionTable::Entry) + strata_.num_bytes();
-  return static_cast<std::int64_t>(arena_.reserved_bytes() + indices + priorities_.num_bytes());
+  const std::size_t features = features_ ? features_->ram_bytes() : 0;
+  return static_cast<std::int64_t>(arena_.reserved_bytes() + indices + priorities_.num_bytes() + features);
 }
 
 }  // namespace archer_fast

@@ -56,6 +56,7 @@ def test_a_batch_as_tensors() -> None:
         "final_positions": [8, 11],
         "turn": [0, 1, 0],
         "rewards": [-1.0, 0.0, 2.0],
+        "returns": [-1.0, 0.0, 2.0],
         "policy_versions": [3, 3, 3],
         "terminated": [True, False],
         "truncated": [False, True],

@@ -16,16 +16,19 @@ from archer_fast import _C
 from archer_fast.buffer import TrajectoryBuffer
 from archer_fast.packing import PackedArrays, assert_invariants, empty_packed_arrays, pack_trajectories
 from archer_fast.trajectory import Trajectory, Turn
+from archer_fast.trajectory_arrays import TrajectoryArrays
 
 
-def random_trajectory(rng: np.random.Generator, max_turns: int = 5, max_length: int = 6) -> Trajectory:
+def random_trajectory(
+    rng: np.random.Generator, max_turns: int = 5, max_length: int = 6, vocab_size: int = 2**31
+) -> Trajectory:
     turns = []
     for _ in range(rng.integers(1, max_turns + 1)):
         observation, action = rng.integers(1, max_length + 1, size=2)
         turns.append(
             Turn(
-                rng.integers(0, 2**31 - 1, size=observation, dtype=np.int32),
-                rng.integers(0, 2**31 - 1, size=action, dtype=np.int32),
+                rng.integers(0, vocab_size, size=observation),
+                rng.integers(0, vocab_size, size=action),
                 -rng.random(action, dtype=np.float32),
                 float(rng.normal()),
                 int(rng.integers(0, 2**40)),
@@ -36,9 +39,9 @@ def random_trajectory(rng: np.random.Generator, max_turns: int = 5, max_length: 
     return Trajectory(tuple(turns), final, terminated, not terminated)
 
 
-def random_trajectories(num: int, seed: int = 0) -> list[Trajectory]:
+def random_trajectories(num: int, seed: int = 0, vocab_size: int = 2**31) -> list[Trajectory]:
     rng = np.random.default_rng(seed)
-    return [random_trajectory(rng) for _ in range(num)]
+    return [random_trajectory(rng, vocab_size=vocab_size) for _ in range(num)]
 
 
 def filled(num: int = 20, max_trajectories: int = 100, seed: int = 0) -> tuple[TrajectoryBuffer, list[Trajectory]]:
@@ -243,80 +246,215 @@ def test_bad_sizes_and_seeds() -> None:
     for seed in (-1, 2**64):
         with pytest.raises(ValueError, match=r"seed: wanted 0 to 2\*\*64 - 1, got"):
             TrajectoryBuffer(10, 1, seed)
+    for vocab_size in (0, -1, 2**31 + 1):
+        with pytest.raises(ValueError, match=r"vocab_size: wanted 1 to 2\*\*31, or None, got"):
+            TrajectoryBuffer(10, 1, vocab_size=vocab_size)
+    for gamma in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="gamma: wanted 0 to 1, got"):
+            TrajectoryBuffer(10, 1, gamma=gamma)
+    with pytest.raises(TypeError, match=r"max_tokens: wanted a number in the range of its type, got 1\.5"):
+        TrajectoryBuffer(1.5, 1)  # type: ignore[arg-type]
 
 
-def core_arguments() -> dict[str, Any]:
-    return {
-        "tokens": np.array([1, 2, 3, 4, 5], np.int32),
-        "observation_lengths": np.array([1, 1], np.int32),
-        "action_lengths": np.array([1, 1], np.int32),
-        "rollout_logprobs": np.array([-1, -2], np.float32),
-        "rewards": np.array([0, 1], np.float32),
-        "policy_versions": np.array([0, 0], np.int64),
-        "terminated": True,
-        "truncated": False,
-    }
+def bulk(**changes: Any) -> TrajectoryArrays:
+    """Two games: one of two turns and five tokens, one of one turn and three."""
+    return TrajectoryArrays(
+        tokens=np.array([1, 2, 3, 4, 5, 6, 7, 8], np.int32),
+        num_tokens=np.array([5, 3], np.int32),
+        num_turns=np.array([2, 1], np.int32),
+        observation_lengths=np.array([1, 1, 2], np.int32),
+        action_lengths=np.array([1, 1, 1], np.int32),
+        rollout_logprobs=np.array([-1, -2, -3], np.float32),
+        rewards=np.array([0, 1, 2], np.float32),
+        policy_versions=np.array([0, 0, 1], np.int64),
+        terminated=np.array([True, False]),
+        truncated=np.array([False, True]),
+        task_ids=np.array([0, 5], np.int32),
+    )._replace(**changes)
 
 
-def test_the_core_takes_what_it_should() -> None:
-    assert _C.TrajectoryBuffer(10, 1, 0).push(**core_arguments()) == 0
+def test_games_in_bulk_are_the_games_one_by_one() -> None:
+    turns = tuple(
+        Turn(np.array(o), np.array(a), np.array(p), r, v)
+        for o, a, p, r, v in (([1], [2], [-1.0], 0.0, 0), ([3], [4], [-2.0], 1.0, 0), ([6, 7], [8], [-3.0], 2.0, 1))
+    )
+    games = [Trajectory(turns[:2], np.array([5]), True, False), Trajectory(turns[2:], np.array([]), False, True)]
+    one, other = TrajectoryBuffer(100, 9), TrajectoryBuffer(100, 9)
+    assert one.extend_arrays(bulk()) == (0, 2)
+    assert one.extend_arrays(bulk()) == (2, 4)
+    assert other.extend(games * 2, [0, 5] * 2) == [0, 1, 2, 3]
+    for name, array in one._core.state().items():
+        np.testing.assert_array_equal(array, other._core.state()[name])  # type: ignore[literal-required]
+    assert one.extend_arrays(TrajectoryArrays(*(array[:0] for array in bulk()))) == (4, 4)
+    assert other.extend([]) == []
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("tokens", np.array([1, 2, 3], np.int32), "tokens: wanted at least observation_lengths .* = 4, got 3"),
-        ("tokens", np.array([1, -2, 3, 4], np.int32), r"tokens\[1\]: wanted a token id of 0 or more, got -2"),
-        ("tokens", np.ones(11, np.int32), "tokens: wanted at most max_tokens = 10, got 11"),
-        ("tokens", np.ones((5, 1), np.int32), "tokens: wanted 1 dimension, got 2"),
-        ("observation_lengths", np.array([], np.int32), "observation_lengths: wanted at least one turn, got none"),
+        ("tokens", np.arange(7, dtype=np.int32), "tokens: wanted 8 items, got 7"),
+        ("num_tokens", np.array([3, 5], np.int32), "trajectory 0 of 2: tokens: wanted at least observation_lengths"),
+        ("num_tokens", np.array([8, 0], np.int32), r"num_tokens\[1\]: wanted at least 1, got 0"),
+        ("num_turns", np.array([3, 0], np.int32), r"num_turns\[1\]: wanted at least 1, got 0"),
+        ("num_turns", np.array([2, 2], np.int32), "observation_lengths: wanted 4 items, got 3"),
+        (
+            "tokens",
+            np.array([1, 2, 3, 4, 5, 6, -7, 8], np.int32),
+            r"trajectory 1 of 2: tokens\[1\]: .* 0 or more, got -7",
+        ),
+        ("tokens", np.array([1, 2, 9, 4, 5, 6, 7, 8], np.int32), r"tokens\[2\]: .* below vocab_size = 9, got 9"),
+        ("tokens", np.ones((8, 1), np.int32), "tokens: wanted 1 dimension, got 2"),
         (
             "observation_lengths",
-            np.array([1, 0], np.int32),
+            np.array([1, 0, 2], np.int32),
             r"observation_lengths\[1\]: wanted at least 1 token, got 0",
         ),
-        ("action_lengths", np.array([-1, 1], np.int32), r"action_lengths\[0\]: wanted at least 1 token, got -1"),
-        ("action_lengths", np.array([1], np.int32), r"action_lengths: wanted one per turn \(2\), got 1"),
-        ("action_lengths", np.array([2**31 - 1] * 2, np.int32), "tokens: wanted at least .* = 4294967296, got 5"),
-        ("rollout_logprobs", np.zeros(3, np.float32), r"rollout_logprobs: wanted one per action token \(2\), got 3"),
-        ("rollout_logprobs", np.array([0, np.nan], np.float32), r"rollout_logprobs\[1\]: wanted a finite number"),
-        ("rewards", np.array([np.inf, 0], np.float32), r"rewards\[0\]: wanted a finite number, got inf"),
-        ("rewards", np.zeros(1, np.float32), r"rewards: wanted one per turn \(2\), got 1"),
-        ("policy_versions", np.zeros(3, np.int64), r"policy_versions: wanted one per turn \(2\), got 3"),
-        ("terminated", False, "wanted exactly one true, got terminated=0, truncated=0"),
-        ("truncated", True, "wanted exactly one true, got terminated=1, truncated=1"),
+        ("action_lengths", np.array([1, 1, 0], np.int32), r"action_lengths\[2\]: wanted at least 1, got 0"),
+        ("action_lengths", np.array([1, 1], np.int32), "action_lengths: wanted 3 items, got 2"),
+        ("action_lengths", np.array([2**31 - 1] * 3, np.int32), "rollout_logprobs: wanted 6442450941 items, got 3"),
+        ("rollout_logprobs", np.zeros(4, np.float32), "rollout_logprobs: wanted 3 items, got 4"),
+        ("rollout_logprobs", np.array([0, np.nan, 0], np.float32), r"rollout_logprobs\[1\]: wanted a finite number"),
+        (
+            "rewards",
+            np.array([0, 0, np.inf], np.float32),
+            r"trajectory 1 of 2: rewards\[0\]: wanted a finite .*, got inf",
+        ),
+        ("rewards", np.zeros(1, np.float32), "rewards: wanted 3 items, got 1"),
+        ("policy_versions", np.zeros(2, np.int64), "policy_versions: wanted 3 items, got 2"),
+        ("terminated", np.array([False, False]), "wanted exactly one true, got terminated=0, truncated=0"),
+        ("truncated", np.array([False, False]), "wanted exactly one true, got terminated=0, truncated=0"),
+        ("truncated", np.array([2, 1], np.uint8).view(np.bool_), r"truncated\[0\]: wanted 0 or 1, got 2"),
+        ("task_ids", np.zeros(3, np.int32), "task_ids: wanted 2 items, got 3"),
     ],
 )
-def test_a_bad_push_is_refused_by_name_and_changes_nothing(name: str, value: Any, message: str) -> None:
-    core = _C.TrajectoryBuffer(10, 3, 0)
-    core.push(**core_arguments())
-    before = {key: np.asarray(item).tolist() for key, item in core.state().items()}
+def test_a_bad_field_is_refused_by_name_and_nothing_comes_in(name: str, value: Any, message: str) -> None:
+    buffer = TrajectoryBuffer(10, 3, vocab_size=9)
+    buffer.extend_arrays(bulk())
+    before = {key: np.asarray(item).tolist() for key, item in buffer._core.state().items()}
     with pytest.raises(ValueError, match=message):
-        core.push(**(core_arguments() | {name: value}))
-    assert {key: np.asarray(item).tolist() for key, item in core.state().items()} == before
+        buffer.extend_arrays(bulk(**{name: value}))
+    assert {key: np.asarray(item).tolist() for key, item in buffer._core.state().items()} == before
+
+
+def test_a_game_longer_than_the_buffer_is_refused_with_all_others() -> None:
+    buffer = TrajectoryBuffer(4, 3)
+    with pytest.raises(ValueError, match="trajectory 0 of 2: tokens: wanted at most max_tokens = 4, got 5"):
+        buffer.extend_arrays(bulk())
+    assert len(buffer) == 0
 
 
 @pytest.mark.parametrize(
-    ("name", "change"),
+    ("name", "change", "message"),
     [
-        ("tokens", lambda a: a.astype(np.int64)),
-        ("tokens", lambda a: a.astype(np.uint32)),
-        ("tokens", lambda a: a.astype(">i4")),
-        ("tokens", lambda a: a.tolist()),
-        ("tokens", lambda a: np.repeat(a, 2)[::2]),
-        ("rollout_logprobs", lambda a: a.astype(np.float64)),
-        ("rewards", lambda a: a.astype(np.float16)),
-        ("policy_versions", lambda a: a.astype(np.int32)),
-        ("terminated", lambda a: int(a)),
-        ("tokens", lambda a: None),
+        ("tokens", lambda a: a.astype(np.int64), "tokens: wanted a C-contiguous array of int32, got one of int64"),
+        ("tokens", lambda a: a.astype(np.uint32), "tokens: wanted a C-contiguous array of int32, got one of uint32"),
+        ("tokens", lambda a: a.astype(">i4"), "tokens: wanted a C-contiguous array of int32, got one of >i4"),
+        ("tokens", lambda a: a.tolist(), "tokens: wanted a NumPy array, got list"),
+        (
+            "tokens",
+            lambda a: np.repeat(a, 2)[::2],
+            "tokens: wanted .* of int32, got one of int32 that is not contiguous",
+        ),
+        ("rollout_logprobs", lambda a: a.astype(np.float64), "rollout_logprobs: wanted .* float32, got one of float64"),
+        ("rewards", lambda a: a.astype(np.float16), "rewards: wanted .* float32, got one of float16"),
+        ("policy_versions", lambda a: a.astype(np.int32), "policy_versions: wanted .* int64, got one of int32"),
+        ("terminated", lambda a: a.astype(np.uint8), "terminated: wanted .* bool, got one of uint8"),
+        ("task_ids", lambda a: None, "task_ids: wanted a NumPy array, got NoneType"),
     ],
 )
-def test_push_converts_nothing(name: str, change: Callable[[Any], Any]) -> None:
-    core = _C.TrajectoryBuffer(10, 3, 0)
-    arguments = core_arguments()
-    with pytest.raises(TypeError):
-        core.push(**(arguments | {name: change(arguments[name])}))
-    assert core.num_trajectories == 0
+def test_bulk_converts_nothing(name: str, change: Callable[[Any], Any], message: str) -> None:
+    buffer = TrajectoryBuffer(10, 3)
+    with pytest.raises(TypeError, match=message):
+        buffer.extend_arrays(bulk(**{name: change(getattr(bulk(), name))}))
+    assert buffer.num_trajectories == 0
+
+
+def test_the_core_wants_every_field_and_no_other() -> None:
+    core, fields = TrajectoryBuffer(10, 3)._core, bulk()._asdict()
+    with pytest.raises(TypeError, match="length: wanted none of this name"):
+        core.extend(**fields, length=1)  # type: ignore[call-arg]
+    del fields["rewards"]
+    with pytest.raises(TypeError, match="rewards: wanted as a keyword, got nothing"):
+        core.extend(**fields)
+
+
+def test_a_game_turn_by_turn_is_the_game_at_once() -> None:
+    buffer, other = TrajectoryBuffer(100, 9), TrajectoryBuffer(100, 9)
+    game = buffer.begin(task_id=5)
+    game.add_turn([6, 7], [8], [-3.0], 2.0, 1)
+    unfinished = buffer.begin()
+    unfinished.add_turn([1], [2], [-1.0], 0.0, 0)
+    assert (len(buffer), game.num_turns) == (0, 1)  # nobody sees a game before its end
+    with pytest.raises(ValueError, match="wanted exactly one true"):
+        game.end([30])
+    assert game.end(truncated=True) == 0  # a refused end loses nothing
+    del unfinished
+    other.extend_arrays(bulk())
+    np.testing.assert_array_equal(buffer._core.state()["tokens"], [6, 7, 8])
+    for name, array in buffer._core.state_since(0).items():
+        if name in ("tokens", "rollout_logprobs", "rewards", "policy_versions", "task_ids", "truncated"):
+            np.testing.assert_array_equal(array, other._core.state_since(1)[name])  # type: ignore[literal-required]
+    for use in (
+        lambda: game.end(terminated=True),
+        lambda: game.add_turn([1], [2], [-1.0], 0.0, 0),
+        lambda: game.num_turns,
+    ):
+        with pytest.raises(ValueError, match="this game has ended"):
+            use()
+
+
+def test_a_bad_turn_is_refused_by_name_and_the_game_goes_on() -> None:
+    buffer = TrajectoryBuffer(5, 9, vocab_size=50)
+    game = buffer.begin()
+    game.add_turn([1], [2], [-1.0], 0.0, 0)
+    good: dict[str, Any] = {
+        "observation_ids": [1], "action_ids": [2], "rollout_logprobs": [-1.0], "reward": 0.0, "policy_version": 0,
+    }  # fmt: skip
+    for name, value, error, message in (
+        ("observation_ids", [], ValueError, "observation_ids: wanted at least 1 token, got none"),
+        ("observation_ids", [50], ValueError, r"observation_ids\[0\]: wanted a token id below vocab_size = 50, got 50"),
+        ("observation_ids", [2**31], ValueError, "observation_ids: wanted integers that fit into int32"),
+        ("observation_ids", [1.0], TypeError, "observation_ids: wanted integers"),
+        ("observation_ids", [[1]], ValueError, "observation_ids: wanted 1 dimension"),
+        ("action_ids", [-1], ValueError, r"action_ids\[0\]: wanted a token id of 0 or more, got -1"),
+        ("rollout_logprobs", [], ValueError, r"rollout_logprobs: wanted one per action token \(1\), got 0"),
+        ("rollout_logprobs", [float("nan")], ValueError, r"rollout_logprobs\[0\]: wanted a finite number"),
+        ("rollout_logprobs", [1e300], ValueError, r"rollout_logprobs\[0\]: wanted a finite number, got inf"),
+        ("rollout_logprobs", ["a"], TypeError, "rollout_logprobs: wanted real numbers"),
+        ("reward", float("inf"), ValueError, "reward: wanted a finite number, got inf"),
+        ("policy_version", 1.5, TypeError, "'float' object cannot be interpreted as an integer"),
+    ):
+        with pytest.raises(error, match=message):
+            game.add_turn(**(good | {name: value}))
+    game.add_turn(**good)
+    with pytest.raises(ValueError, match="tokens: wanted at most max_tokens = 5, got 6"):
+        game.end([3, 4], terminated=True)
+    assert game.end([3], terminated=True) == 0
+    assert buffer.num_tokens == 5
+    with pytest.raises(ValueError, match="task_id: wanted a number of int32"):
+        buffer.begin(2**31)
+
+
+@pytest.mark.parametrize("vocab_size", [None, 600, 65_536, 65_537])
+@pytest.mark.parametrize("gamma", [1.0, 0.9, 0.0])
+def test_every_vocabulary_and_discount_agrees_with_the_plain_twin(vocab_size: int | None, gamma: float) -> None:
+    games = random_trajectories(40, vocab_size=vocab_size or 2**31)
+    buffer = TrajectoryBuffer(10**6, 100, vocab_size=vocab_size, gamma=gamma)
+    buffer.extend(games)
+    assert (buffer.vocab_size, buffer.gamma) == (vocab_size, gamma)
+    ids = np.random.default_rng(0).permutation(40)
+    assert_same(buffer.collate(ids), pack_trajectories([games[i] for i in ids], gamma))
+
+
+def test_a_small_vocabulary_halves_the_tokens() -> None:
+    num_tokens = 4_000_000
+    turn = Turn(np.ones(num_tokens - 1), np.array([2]), np.array([-1.0]), 0.0, 0)
+    bytes_of = {}
+    for vocab_size in (65_536, 65_537):
+        buffer = TrajectoryBuffer(10**8, 10, vocab_size=vocab_size)
+        buffer.push(Trajectory((turn,), np.array([]), True, False))
+        bytes_of[vocab_size] = buffer.stats().num_bytes
+    assert bytes_of[65_537] - bytes_of[65_536] == 2 * num_tokens
 
 
 def test_collate_refuses_what_it_could_not_write_to() -> None:

@@ -63,6 +63,7 @@ def test_dtypes() -> None:
         "final_positions": "int64",
         "turn": "int32",
         "rewards": "float32",
+        "returns": "float32",
         "policy_versions": "int64",
         "terminated": "bool",
         "truncated": "bool",

@@ -224,13 +224,13 @@ def test_manifests_of_another_kind(saved: Path) -> None:
     path = saved / "manifest.json"
     values = json.loads(path.read_text())
     for text, message in (
-        (json.dumps(values | {"version": 3}), "version: wanted 2, got 3: a newer archer_fast wrote it"),
-        (json.dumps(values | {"version": 1}), "version: wanted 2, got 1"),
-        (json.dumps({"format": 2, "sha256": {}}), "version: wanted 2, got None"),
+        (json.dumps(values | {"version": 4}), "version: wanted 3, got 4: a newer archer_fast wrote it"),
+        (json.dumps(values | {"version": 1}), "version: wanted 3, got 1"),
+        (json.dumps({"format": 2, "sha256": {}}), "version: wanted 3, got None"),
         (json.dumps(values | {"more": 1}), "wanted the fields"),
         (json.dumps(values, indent=1), "wanted not a blank but those that were written"),
         (path.read_text().replace('"commit": 3', '"commit": 4'), f"crc32c: wanted {values['crc32c']}, got "),
-        ("[]", "version: wanted 2, got None"),
+        ("[]", "version: wanted 3, got None"),
         ("", "wanted JSON, got b''"),
         ("[" * 100_000, "wanted JSON, got b'[[["),
         ("\xff", "wanted JSON, got b'"),

@@ -47,7 +47,7 @@ Ids all_of(TrajectoryBuffer& buffer, std::size_t n, const TurnQuery& query) {
 }  // namespace
 
 TEST_CASE("turns recent enough are found whatever the order of the versions") {
-  TrajectoryBuffer buffer(1000, 4, 0);
+  TrajectoryBuffer buffer({1000, 4, 0});
   push(buffer, {9, 9, 9});
   push(buffer, {3, 3});     // turns 3, 4
   push(buffer, {7, 3, 8});  // 5, 6, 7
@@ -69,7 +69,7 @@ TEST_CASE("turns recent enough are found whatever the order of the versions") {
 }
 
 TEST_CASE("equal numbers of turns and of trajectories of each task") {
-  TrajectoryBuffer buffer(1000, 100, 0);
+  TrajectoryBuffer buffer({1000, 100, 0});
   for (int i = 0; i < 6; ++i) push(buffer, {i, i}, i % 3 == 0 ? 5 : -2);  // trajectories 0, 3 and 1, 2, 4, 5
   CHECK(all_of(buffer, 8, {.replacement = false, .by_task = true}).size() == 8);
   Ids ids(4);
@@ -86,7 +86,7 @@ TEST_CASE("equal numbers of turns and of trajectories of each task") {
 }
 
 TEST_CASE("stats are those of the live turns") {
-  TrajectoryBuffer buffer(1000, 6, 0);
+  TrajectoryBuffer buffer({1000, 6, 0});
   const std::int64_t empty = buffer.stats().num_bytes;
   CHECK(buffer.stats().turns_by_age.empty());
   push(buffer, {1, 1, 1});
@@ -103,7 +103,7 @@ TEST_CASE("stats are those of the live turns") {
 }
 
 TEST_CASE("state_since holds the later trajectories and the scalars of all") {
-  TrajectoryBuffer buffer(1000, 3, 6);
+  TrajectoryBuffer buffer({1000, 3, 6});
   for (std::int64_t i = 0; i < 5; ++i) push(buffer, {i, i + 1}, static_cast<std::int32_t>(i));
   buffer.update_priorities(Ids{4, 9}, std::vector{0.5, 3.0});
   const auto all = buffer.state(), part = buffer.state_since(4);
@@ -125,7 +125,7 @@ TEST_CASE("state_since holds the later trajectories and the scalars of all") {
 }
 
 TEST_CASE("every kind of draw goes on after a restore") {
-  TrajectoryBuffer buffer(400, 60, 8);
+  TrajectoryBuffer buffer({400, 60, 8});
   for (std::int64_t i = 0; i < 200; ++i) push(buffer, {i % 7, i % 5, i}, static_cast<std::int32_t>(i % 3));
   Ids ids(30);
   std::vector<float> weights(30);

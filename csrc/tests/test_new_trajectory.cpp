@@ -11,9 +11,9 @@ using archer_fast::testing::Example;
 
 TEST_CASE("a whole trajectory passes, with and without a final observation") {
   Example example;
-  CHECK_NOTHROW(example.view().check());
+  CHECK_NOTHROW(example.view().check(0));
   example.tokens.pop_back();
-  CHECK_NOTHROW(example.view().check());
+  CHECK_NOTHROW(example.view().check(0));
 }
 
 TEST_CASE("each fault is named") {
@@ -21,7 +21,7 @@ TEST_CASE("each fault is named") {
     Example example;
     spoil(example);
     try {
-      example.view().check();
+      example.view().check(0);
     } catch (const std::invalid_argument& error) {
       return error.what();
     }
@@ -48,4 +48,14 @@ TEST_CASE("each fault is named") {
         "rewards[1]: wanted a finite number, got nan");
   CHECK(message([](Example& e) { e.rollout_logprobs[0] = -std::numeric_limits<float>::infinity(); }) ==
         "rollout_logprobs[0]: wanted a finite number, got -inf");
+}
+
+TEST_CASE("an id of the vocabulary's size is none of it") {
+  Example example;  // its largest id is 41
+  CHECK_NOTHROW(example.view().check(42));
+  CHECK_THROWS_WITH_AS(example.view().check(41), "tokens[2]: wanted a token id below vocab_size = 41, got 41",
+                       std::invalid_argument);
+  example.tokens[1] = -1;
+  CHECK_THROWS_WITH_AS(example.view().check(42), "tokens[1]: wanted a token id of 0 or more, got -1",
+                       std::invalid_argument);
 }

@@ -8,6 +8,7 @@
 
 using archer_fast::PackedArrays;
 using archer_fast::PackedSizes;
+using archer_fast::TokenSpan;
 using archer_fast::TrajectoryView;
 using archer_fast::TurnRecord;
 
@@ -15,14 +16,18 @@ namespace {
 
 // The two games of archer_fast/packing.py.
 struct TwoGames {
-  std::vector<TurnRecord> first_turns{{7, 0, 2, 4, -1.0F}, {7, 4, 5, 7, 0.0F}};
+  std::vector<TurnRecord> first_turns{{7, 2, 4, -1.0F, -1.5F}, {7, 5, 7, 0.0F, -0.5F}};
   std::vector<std::int32_t> first_tokens{17, 9, 41, 2, 12, 5, 2, 30};
   std::vector<float> first_logprobs{-1, -2, -3, -4};
-  std::vector<TurnRecord> second_turns{{7, 0, 1, 3, -1.0F}};
+  std::vector<TurnRecord> second_turns{{7, 1, 3, -1.0F, -1.0F}};
   std::vector<std::int32_t> second_tokens{17, 8, 2};
   std::vector<float> second_logprobs{-5, -6};
-  std::vector<TrajectoryView> views{{first_turns, first_tokens, first_logprobs, true},
-                                    {second_turns, second_tokens, second_logprobs, false}};
+  std::vector<TrajectoryView> views{{first_turns, wide(first_tokens), first_logprobs, true},
+                                    {second_turns, wide(second_tokens), second_logprobs, false}};
+
+  static TokenSpan wide(const std::vector<std::int32_t>& tokens) {
+    return {reinterpret_cast<const std::byte*>(tokens.data()), std::ssize(tokens), false};
+  }
 };
 
 // Poisoned, so that an element nobody wrote is seen.
@@ -33,6 +38,7 @@ struct Storage {
         longs(4, std::vector<std::int64_t>(size(sizes.num_turns + sizes.num_trajectories), -99)),
         cu_turns(size(sizes.num_trajectories + 1), -99),
         rewards(size(sizes.num_turns), -99),
+        returns(size(sizes.num_turns), -99),
         scores(size(sizes.num_tokens), -99),
         bools(new bool[size(sizes.num_tokens + 2 * sizes.num_trajectories)]) {}
 
@@ -49,6 +55,7 @@ struct Storage {
             .final_positions = {longs[2].data(), b},
             .turn = {ints[4].data(), n},
             .rewards = rewards,
+            .returns = returns,
             .policy_versions = {longs[3].data(), n},
             .terminated = {bools.get() + t, b},
             .truncated = {bools.get() + t + b, b},
@@ -62,6 +69,7 @@ struct Storage {
   std::vector<std::vector<std::int64_t>> longs;
   std::vector<std::int32_t> cu_turns;
   std::vector<float> rewards;
+  std::vector<float> returns;
   std::vector<float> scores;
   std::unique_ptr<bool[]> bools;
 };
@@ -97,6 +105,7 @@ TEST_CASE("the worked example") {
   CHECK(numbers(out.final_positions) == Numbers{7, 10});
   CHECK(numbers(out.turn) == Numbers{0, 1, 0});
   CHECK(numbers(out.rewards) == Numbers{-1, 0, -1});
+  CHECK(numbers(out.returns) == Numbers{-1.5, -0.5, -1});
   CHECK(numbers(out.policy_versions) == Numbers{7, 7, 7});
   CHECK(numbers(out.terminated) == Numbers{1, 0});
   CHECK(numbers(out.truncated) == Numbers{0, 1});

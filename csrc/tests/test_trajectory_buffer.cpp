@@ -1,6 +1,8 @@
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <atomic>
+#include <limits>
 #include <stdexcept>
 #include <thread>
 #include <vector>
@@ -14,8 +16,8 @@ using Ids = std::vector<std::int64_t>;
 
 TEST_CASE("ids go on counting while whole trajectories leave, oldest first") {
   const Example example;  // 9 tokens, 2 turns
-  TrajectoryBuffer by_tokens(20, 100, 0);
-  TrajectoryBuffer by_count(1000, 2, 0);
+  TrajectoryBuffer by_tokens({20, 100, 0});
+  TrajectoryBuffer by_count({1000, 2, 0});
   for (TrajectoryBuffer* const buffer : {&by_tokens, &by_count}) {
     for (std::int64_t id = 0; id < 5; ++id) CHECK(buffer->push(example.view()) == id);
     CHECK(buffer->num_trajectories() == 2);
@@ -30,7 +32,7 @@ TEST_CASE("ids go on counting while whole trajectories leave, oldest first") {
 }
 
 TEST_CASE("a refused push changes nothing") {
-  TrajectoryBuffer buffer(8, 4, 0);
+  TrajectoryBuffer buffer({8, 4, 0});
   Example example;
   CHECK_THROWS_WITH_AS(buffer.push(example.view()), "tokens: wanted at most max_tokens = 8, got 9",
                        std::invalid_argument);
@@ -43,7 +45,7 @@ TEST_CASE("a refused push changes nothing") {
 }
 
 TEST_CASE("a dead id is named with the live range") {
-  TrajectoryBuffer buffer(100, 1, 0);
+  TrajectoryBuffer buffer({100, 1, 0});
   buffer.push(Example{}.view());
   buffer.push(Example{}.view());
   Ids out(1);
@@ -56,7 +58,7 @@ TEST_CASE("a dead id is named with the live range") {
 }
 
 TEST_CASE("a restored buffer goes on as the original would have") {
-  TrajectoryBuffer buffer(40, 10, 11);
+  TrajectoryBuffer buffer({40, 10, 11});
   for (int i = 0; i < 7; ++i) buffer.push(Example{}.view());
   Ids ids(5);
   buffer.sample_turns(ids);
@@ -76,13 +78,13 @@ TEST_CASE("a restored buffer goes on as the original would have") {
 }
 
 TEST_CASE("a state that contradicts itself names the field") {
-  TrajectoryBuffer buffer(40, 10, 11);
+  TrajectoryBuffer buffer({40, 10, 11});
   buffer.push(Example{}.view());
   auto state = buffer.state();
   state.tokens.pop_back();
   CHECK_THROWS_WITH_AS(TrajectoryBuffer::restore(state), "tokens: wanted 9 items, got 8", std::invalid_argument);
   state = buffer.state();
-  state.max_tokens = 5;
+  state.options.max_tokens = 5;
   CHECK_THROWS_WITH_AS(TrajectoryBuffer::restore(state), "tokens: wanted at most max_tokens = 5, got 9",
                        std::invalid_argument);
   state = buffer.state();
@@ -105,7 +107,7 @@ TEST_CASE("a state that contradicts itself names the field") {
 }
 
 TEST_CASE("4 producers and 2 samplers with eviction racing") {
-  TrajectoryBuffer buffer(1000, 50, 0);
+  TrajectoryBuffer buffer({1000, 50, 0});
   for (int i = 0; i < 8; ++i) buffer.push(Example{}.view());
   std::atomic<bool> stop = false;
   std::atomic<int> wrong = 0;
@@ -144,4 +146,48 @@ TEST_CASE("4 producers and 2 samplers with eviction racing") {
   CHECK(buffer.trajectory_range().end == 8008);
   CHECK(buffer.num_trajectories() == 50);
   CHECK(buffer.priorities().size() == 100);
+}
+
+TEST_CASE("options are checked by name") {
+  CHECK_THROWS_WITH_AS(TrajectoryBuffer({1, 1}), "max_tokens: wanted at least 2, got 1", std::invalid_argument);
+  CHECK_THROWS_WITH_AS(TrajectoryBuffer({2, 0}), "max_trajectories: wanted at least 1, got 0", std::invalid_argument);
+  CHECK_THROWS_WITH_AS(TrajectoryBuffer({2, 1, 0, -1}), "vocab_size: wanted 1 to 2147483648, or 0 for unknown, got -1",
+                       std::invalid_argument);
+  CHECK_THROWS_WITH_AS(TrajectoryBuffer({2, 1, 0, 0, 1.5}), "gamma: wanted 0 to 1, got 1.5", std::invalid_argument);
+}
+
+TEST_CASE("narrow tokens come back as they went in, and returns are discounted") {
+  Example example;
+  example.tokens[0] = 65535;
+  example.rewards = {-1.0F, -2.0F};
+  TrajectoryBuffer narrow({100, 4, 0, 65536, 0.5}), wide({100, 4, 0, 65537, 0.5});
+  for (TrajectoryBuffer* const buffer : {&narrow, &wide}) {
+    for (int i = 0; i < 3; ++i) buffer->push(example.view());
+    const archer_fast::BufferState state = buffer->state();
+    CHECK(std::equal(example.tokens.begin(), example.tokens.end(), state.tokens.begin() + 9));
+    CHECK(state.rollout_logprobs.size() == 15);
+  }
+  example.tokens[0] = 65536;
+  CHECK_THROWS_AS(narrow.push(example.view()), std::invalid_argument);
+  CHECK(wide.push(example.view()) == 3);
+  CHECK(narrow.num_trajectories() == 3);
+}
+
+TEST_CASE("many trajectories come in at one moment, or none does") {
+  TrajectoryBuffer source({100, 4, 0});
+  for (int i = 0; i < 3; ++i) source.push(Example{}.view());
+  archer_fast::BufferState state = source.state();
+  TrajectoryBuffer buffer({20, 4, 0});
+  const archer_fast::IdRange ids = buffer.extend(state.columns());
+  CHECK(ids.first == 0);
+  CHECK(ids.end == 3);
+  CHECK(buffer.num_evicted() == 1);
+  state.rewards[5] = std::numeric_limits<float>::infinity();
+  CHECK_THROWS_WITH_AS(buffer.extend(state.columns()), "trajectory 2 of 3: rewards[1]: wanted a finite number, got inf",
+                       std::invalid_argument);
+  state.rewards[5] = 0;
+  state.num_turns[0] = 3;
+  CHECK_THROWS_WITH_AS(buffer.extend(state.columns()), "observation_lengths: wanted 7 items, got 6",
+                       std::invalid_argument);
+  CHECK(buffer.trajectory_range().end == 3);
 }
