@@ -4,7 +4,7 @@ The kernels at the end take addresses (int, 0 for none) of memory that `archer_f
 nothing, release the GIL, and may be called from any thread.
 """
 
-from typing import TypedDict
+from typing import TypedDict, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ _Float32 = npt.NDArray[np.float32]
 _Float64 = npt.NDArray[np.float64]
 _Int32 = npt.NDArray[np.int32]
 _Int64 = npt.NDArray[np.int64]
+_UInt8 = npt.NDArray[np.uint8]
 
 class BufferState(TypedDict):
     """csrc/buffer_state.h. B live trajectories, N turns, T tokens, A action tokens."""
@@ -23,6 +24,7 @@ class BufferState(TypedDict):
     seed: int
     vocab_size: int
     gamma: float
+    feature_bytes: int
     counter: int
     first_trajectory_id: int
     first_turn_id: int
@@ -44,7 +46,16 @@ class TrajectoryBuffer:
     """csrc/trajectory_buffer.h."""
 
     def __init__(
-        self, *, max_tokens: int, max_trajectories: int, seed: int, vocab_size: int, gamma: float
+        self,
+        *,
+        max_tokens: int,
+        max_trajectories: int,
+        seed: int,
+        vocab_size: int,
+        gamma: float,
+        feature_bytes: int,
+        max_feature_memory: int,
+        feature_folder: str,
     ) -> None: ...
     def extend(
         self,
@@ -81,7 +92,7 @@ class TrajectoryBuffer:
     def trajectory_range(self) -> tuple[int, int]: ...
     @property
     def turn_range(self) -> tuple[int, int]: ...
-    def stats(self) -> tuple[int, int, int, int, int, dict[int, int], dict[int, int]]: ...
+    def stats(self) -> tuple[int, int, int, int, int, dict[int, int], dict[int, int], int]: ...
     def sample_turns(
         self, n: int, *, replacement: bool = True, min_policy_version: int = ..., by_task: bool = False
     ) -> _Int64: ...
@@ -92,10 +103,13 @@ class TrajectoryBuffer:
     def trajectory_of(self, turn_ids: _Int64) -> _Int64: ...
     def turn_span(self, trajectory_ids: _Int64) -> tuple[_Int64, _Int64]: ...
     def turn_records(self, turn_ids: _Int64) -> tuple[_Float32, _Int32, _Bool, _Bool, _Bool]: ...
-    def collated_sizes(self, trajectory_ids: _Int64) -> tuple[int, int, int]: ...
+    # padding: width, pad_token_id, is_left (csrc/row_layout.h).
+    def collated_sizes(self, trajectory_ids: _Int64) -> tuple[int, int, int, int]: ...
     def collate(
         self,
         trajectory_ids: _Int64,
+        padding: tuple[int, int, bool] | None,
+        threads: int,
         *,
         input_ids: _Int32,
         position_ids: _Int32,
@@ -113,6 +127,45 @@ class TrajectoryBuffer:
         terminated: _Bool,
         truncated: _Bool,
         rollout_logprobs: _Float32,
+        attention_mask: _Bool = ...,
+    ) -> None: ...
+    def transition_sizes(self, turn_ids: _Int64) -> tuple[int, int, int, int]: ...
+    def collate_transitions(
+        self,
+        turn_ids: _Int64,
+        padding: tuple[int, int, bool] | None,
+        threads: int,
+        *,
+        input_ids: _Int32,
+        cu_seqlens: _Int32,
+        state_positions: _Int64,
+        action_positions: _Int64,
+        next_state_positions: _Int64,
+        turn: _Int32,
+        rewards: _Float32,
+        returns: _Float32,
+        policy_versions: _Int64,
+        is_last: _Bool,
+        terminated: _Bool,
+        truncated: _Bool,
+        rollout_logprobs: _Float32,
+        cu_actions: _Int32,
+        attention_mask: _Bool = ...,
+        action_mask: _Bool = ...,
+    ) -> None: ...
+    @property
+    def feature_bytes(self) -> int: ...
+    def set_features(self, trajectory_ids: _Int64, trunk_version: int, rows: _UInt8) -> None: ...
+    def read_features(
+        self, turn_ids: _Int64, trunk_version: int, rows: _UInt8, next_rows: _UInt8, threads: int
+    ) -> None: ...
+    def trajectories_without_features(self, trunk_version: int) -> _Int64: ...
+    @overload
+    def features_stamp(self) -> int: ...
+    @overload
+    def features_stamp(self, first: int, end: int) -> int: ...
+    def copy_features(
+        self, first_trajectory_id: int, num_turns: _Int64, trunk_versions: _Int64, rows: _UInt8
     ) -> None: ...
     def state(self) -> BufferState: ...
     def state_since(self, first_trajectory_id: int) -> BufferState: ...
@@ -124,6 +177,9 @@ class TrajectoryBuffer:
         seed: int,
         vocab_size: int,
         gamma: float,
+        feature_bytes: int,
+        max_feature_memory: int,
+        feature_folder: str,
         counter: int,
         first_trajectory_id: int,
         first_turn_id: int,

@@ -4,68 +4,27 @@ from __future__ import annotations
 
 import operator
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from archer_fast import _C
+from archer_fast import _C, collation
+from archer_fast.buffer_records import BufferStats, FeatureRows, PrioritisedSample, TurnRecords
 from archer_fast.open_trajectory import OpenTrajectory
-from archer_fast.packing import Bool, Float32, Int32, Int64, PackedArrays, as_int64, as_numbers, empty_packed_arrays
-from archer_fast.segment_file import Segment
-from archer_fast.segments import commit, load
+from archer_fast.packing import Int64, PackedArrays, as_int64, as_numbers
+from archer_fast.padding import PaddedArrays, PaddedTransitions, Side
+from archer_fast.segments import NOTHING, Saved, commit, load
+from archer_fast.staging import Memory, UInt8, carve, fresh
 from archer_fast.trajectory import Trajectory
 from archer_fast.trajectory_arrays import TrajectoryArrays, flatten
+from archer_fast.transitions import TransitionArrays
+
+MAX_FEATURE_MEMORY = 4 << 30  # bytes
 
 Float64 = npt.NDArray[np.float64]
-
-
-class TurnRecords(NamedTuple):
-    """What is known of some turns without their tokens.
-
-    The last turn of a three-turn game that the task ended, then a middle turn of another:
-
-        TurnRecords(rewards=[0., -1.], turn=[2, 4], is_last=[True, False],
-                    terminated=[True, False], truncated=[False, False])
-    """
-
-    rewards: Float32  # [n]
-    turn: Int32  # [n], index of the turn in its game
-    is_last: Bool  # [n]
-    terminated: Bool  # [n], is_last and the game terminated
-    truncated: Bool  # [n], is_last and the game was truncated
-
-
-class PrioritisedSample(NamedTuple):
-    """Turns drawn in proportion to their priorities, in ascending order, and what undoes it in a mean.
-
-    Four turns of priorities 2, 1, 1, 4, so of probabilities .25, .125, .125, .5, with beta=1:
-
-        PrioritisedSample(turn_ids=[0, 2, 3, 3], weights=[.5, 1., .25, .25])
-    """
-
-    turn_ids: Int64  # [n]
-    weights: Float32  # [n], (smallest live priority above 0 / the turn's own)**beta, at most 1
-
-
-class BufferStats(NamedTuple):
-    """One consistent look at the buffer.
-
-    Four games of two turns each, the last two of them played by policy version 7, in a buffer for three games:
-
-        BufferStats(num_trajectories=3, num_turns=6, num_tokens=27, num_evicted=1, num_bytes=4194716,
-                    turns_by_age={0: 2, 1: 2, 2: 2}, turns_by_version={6: 2, 7: 4})
-    """
-
-    num_trajectories: int
-    num_turns: int
-    num_tokens: int
-    num_evicted: int  # trajectories evicted since the buffer was made
-    num_bytes: int  # memory held, what is reserved for the next trajectories included
-    turns_by_age: dict[int, int]  # {a: turns} with a to 2 a - 1 games pushed after their own; a = 0, 1, 2, 4, 8, ...
-    turns_by_version: dict[int, int]  # {policy version: turns}
 
 
 class TrajectoryBuffer:
@@ -81,7 +40,7 @@ class TrajectoryBuffer:
     every machine.
     """
 
-    _segments: tuple[Segment, ...] = ()  # what of this buffer was saved, wherever it lies now
+    _saved: Saved = NOTHING  # what of this buffer is on the disk, wherever it lies now
 
     def __init__(
         self,
@@ -91,12 +50,21 @@ class TrajectoryBuffer:
         *,
         vocab_size: int | None = None,
         gamma: float = 1.0,
+        feature_bytes: int = 0,
+        max_feature_memory: int = MAX_FEATURE_MEMORY,
+        feature_folder: str | os.PathLike[str] | None = None,
     ) -> None:
         """seed: of the draws.
 
         vocab_size: token ids are below it, and a larger one is refused; up to 65,536 they are stored in two bytes
             instead of four. None where it is not known.
         gamma: 0 to 1, discount of the Monte-Carlo returns in `PackedArrays.returns`.
+        feature_bytes: of a row of features (see `set_features`); room for one a turn, and one more a trajectory, is
+            taken as a trajectory is pushed. 0: there are none.
+        max_feature_memory: bytes of features in RAM; what is beyond lies in files of `feature_folder`, mapped into
+            memory. They have no names, and are gone with the buffer however the process ends. None is the system's
+            folder for temporary files; where that is in memory itself, name one on a disk. A push for which the
+            disk has no room is an OSError.
         """
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed: wanted 0 to 2**64 - 1, got {seed}")
@@ -108,6 +76,9 @@ class TrajectoryBuffer:
             seed=seed,
             vocab_size=vocab_size or 0,
             gamma=gamma,
+            feature_bytes=feature_bytes,
+            max_feature_memory=max_feature_memory,
+            feature_folder=_folder(feature_folder),
         )
 
     def push(self, trajectory: Trajectory, task_id: int = 0) -> int:
@@ -269,19 +240,108 @@ class TrajectoryBuffer:
     def turn_records(self, turn_ids: npt.ArrayLike) -> TurnRecords:
         return TurnRecords(*self._core.turn_records(as_int64("turn_ids", turn_ids)))
 
-    def collate(self, trajectory_ids: npt.ArrayLike) -> PackedArrays:
-        """The trajectories packed in the order given, into fresh arrays; an id given twice is packed twice."""
+    # Each of the following makes a batch in fresh memory, or where `memory` says (see staging.StagingSlots), on up to
+    # `threads` threads where there is enough to write; an id given twice is there twice.
+
+    def collate(self, trajectory_ids: npt.ArrayLike, *, memory: Memory = fresh, threads: int = 1) -> PackedArrays:
+        """The trajectories end to end, in the order given."""
+        return collation.collate(self._core, as_int64("trajectory_ids", trajectory_ids), memory, threads)
+
+    def collate_transitions(
+        self, turn_ids: npt.ArrayLike, *, memory: Memory = fresh, threads: int = 1
+    ) -> TransitionArrays:
+        """The turns with all that came before them, end to end, in the order given."""
+        return collation.collate_transitions(self._core, as_int64("turn_ids", turn_ids), memory, threads)
+
+    def collate_padded(
+        self,
+        trajectory_ids: npt.ArrayLike,
+        pad_token_id: int,
+        side: Side = "right",
+        width: int | None = None,
+        *,
+        memory: Memory = fresh,
+        threads: int = 1,
+    ) -> PaddedArrays:
+        """The trajectories in lines of their own, with pads on that side of them.
+
+        width: places of a line; None for those of the longest trajectory. Nothing is cut: fewer are a ValueError.
+        """
         ids = as_int64("trajectory_ids", trajectory_ids)
-        packed = empty_packed_arrays(*self._core.collated_sizes(ids))
-        self._core.collate(ids, **packed._asdict())
-        return packed
+        return collation.collate_padded(self._core, ids, (pad_token_id, side, width), memory, threads)
+
+    def collate_padded_transitions(
+        self,
+        turn_ids: npt.ArrayLike,
+        pad_token_id: int,
+        side: Side = "right",
+        width: int | None = None,
+        *,
+        memory: Memory = fresh,
+        threads: int = 1,
+    ) -> PaddedTransitions:
+        """The transitions in lines of their own; see `collate_padded`."""
+        ids = as_int64("turn_ids", turn_ids)
+        pads = pad_token_id, side, width
+        return collation.collate_padded_transitions(self._core, ids, pads, memory, threads)
+
+    @property
+    def feature_bytes(self) -> int:
+        """Bytes of a row of features; 0: there are none."""
+        return self._core.feature_bytes
+
+    def set_features(self, trajectory_ids: npt.ArrayLike, trunk_version: int, rows: UInt8) -> None:
+        """Keep what a trunk of this version (a number of 0 or more) computed of trajectories [n].
+
+        rows: [R, feature_bytes] uint8. A trajectory of N turns has N + 1 rows: row i is what is known at turn i, and
+        row N what is known after the last one, so that what follows a turn is always the row behind its own. What
+        the bytes mean is the caller's to say. Features set before are replaced; they leave with their trajectory.
+
+            buffer = TrajectoryBuffer(1000, 10, feature_bytes=4)
+            buffer.push(game_of_two_turns)
+            buffer.set_features([0], 7, np.array([[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 0, 0]], np.uint8))
+            buffer.read_features([1, 0], 7, next_bytes=2)    # see FeatureRows
+
+        Raises TypeError for another dtype or an array that is not contiguous, IndexError for an id that is not
+        live, ValueError for another number of bytes, a negative version, or a buffer without features; nothing is
+        changed then.
+        """
+        flat = _flat_bytes("rows", rows)
+        self._core.set_features(as_int64("trajectory_ids", trajectory_ids), operator.index(trunk_version), flat)
+
+    def read_features(
+        self,
+        turn_ids: npt.ArrayLike,
+        trunk_version: int,
+        next_bytes: int,
+        *,
+        memory: Memory = fresh,
+        threads: int = 1,
+    ) -> FeatureRows:
+        """The rows of turns [n], and the first `next_bytes` bytes of the rows behind them.
+
+        Raises IndexError for an id that is not live; ValueError for a turn whose trajectory has no features of this
+        version, which it names with what is there.
+        """
+        ids = as_int64("turn_ids", turn_ids)
+        if not 0 <= next_bytes <= self.feature_bytes:
+            raise ValueError(f"next_bytes: wanted 0 to feature_bytes = {self.feature_bytes}, got {next_bytes}")
+        sizes = {"rows": ids.size * self.feature_bytes, "next_rows": ids.size * next_bytes}
+        rows, next_rows = carve(FeatureRows, sizes, memory)
+        self._core.read_features(ids, operator.index(trunk_version), rows, next_rows, threads)
+        return FeatureRows(rows.reshape(ids.size, self.feature_bytes), next_rows.reshape(ids.size, next_bytes))
+
+    def trajectories_without_features(self, trunk_version: int) -> Int64:
+        """Ids, ascending, of the live trajectories that have none of this version."""
+        return self._core.trajectories_without_features(operator.index(trunk_version))
 
     def save(self, folder: str | os.PathLike[str], previous: str | os.PathLike[str] | None = None) -> None:
         """Commit the buffer to a folder of its own (see `segments`): whole there, or as it was there before.
 
-        Saved again into the same folder, only what was pushed since is written. Into another folder, everything
-        is, or, given the `previous` folder this buffer was saved to or loaded from, what was pushed since and
-        hard links of the rest: each folder is whole by itself, and deleting one harms no other.
+        Saved again into the same folder, only what was pushed since is written, and features where some were set
+        since. Into another folder, everything is, or, given the `previous` folder this buffer was saved to or
+        loaded from, what was pushed or set since and hard links of the rest: each folder is whole by itself, and
+        deleting one harms no other.
 
             buffer.save("checkpoints/1"); buffer.push(game)
             buffer.save("checkpoints/2", previous="checkpoints/1")    # one new segment, one link
@@ -289,19 +349,36 @@ class TrajectoryBuffer:
         Raises OSError (a full disk, say), or ValueError that names the folder where somebody else is saving there.
         """
         source = None if previous is None else Path(previous)
-        self._segments = commit(Path(folder), self._core, self._segments, source)
+        self._saved = commit(Path(folder), self._core, self._saved, source)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> TrajectoryBuffer:
-        """Continue a saved buffer: same trajectories, ids, evictions to come and samples to come.
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        max_feature_memory: int = MAX_FEATURE_MEMORY,
+        feature_folder: str | os.PathLike[str] | None = None,
+    ) -> TrajectoryBuffer:
+        """Continue a saved buffer: same trajectories, features, ids, evictions to come and samples to come.
 
-        Raises FileNotFoundError, or ValueError that names the file and the field at fault.
+        max_feature_memory, feature_folder: as for a new buffer; they are not saved.
+
+        Raises FileNotFoundError, or ValueError that names the file and the field at fault; OSError where the features
+        find no room.
         """
-        state, held = load(Path(folder))
         buffer = cls.__new__(cls)
-        try:
-            buffer._core = _C.TrajectoryBuffer.restore(**state)
-        except ValueError as error:
-            raise ValueError(f"{folder}: {error}") from error
-        buffer._segments = held
+        buffer._core, buffer._saved = load(Path(folder), max_feature_memory, _folder(feature_folder))
         return buffer
+
+
+def _folder(folder: str | os.PathLike[str] | None) -> str:
+    return tempfile.gettempdir() if folder is None else str(Path(folder))
+
+
+def _flat_bytes(name: str, rows: UInt8) -> UInt8:
+    """All bytes of an array, end to end, without a copy."""
+    if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8:
+        raise TypeError(f"{name}: wanted an array of uint8, got {getattr(rows, 'dtype', type(rows).__name__)}")
+    if not rows.flags.c_contiguous:
+        raise TypeError(f"{name}: wanted a C-contiguous array, got strides {rows.strides} for shape {rows.shape}")
+    return rows.reshape(-1)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from archer_fast.sealed_file import sync
 
-FORMAT = 2  # 1 held the buffer in one file
+FORMAT = 3  # 1 held the buffer in one file, 2 the critic's features beside it
 MANIFEST = "manifest.json"
 BUFFER = "buffer"
 
@@ -130,7 +130,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     manifest = _json(path / MANIFEST)
     if manifest.get("format") != FORMAT:
         got = manifest.get("format")
-        hint = ": an older archer_fast wrote this run, which alone can go on with it" if got == 1 else ""
+        hint = ": an older archer_fast wrote this run, which alone can go on with it" if got in (1, 2) else ""
         raise CheckpointError(f"{path / MANIFEST}: field 'format': wanted {FORMAT}, got {got!r}{hint}")
     if not isinstance(manifest.get("sha256"), dict):
         raise CheckpointError(f"{path / MANIFEST}: field 'sha256' is missing")

@@ -128,13 +128,17 @@ class EnvsArgs:
     """List the tasks with their usual options and scripted players."""
 
 
-BENCHMARKS = ("kernels",)
+BENCHMARKS = ("kernels", "buffer")
 
 
 @dataclass(slots=True)
 class BenchArgs:
-    """Measure the operations beside their peers, or compile the Triton kernels for GPUs that need not be here.
+    """Measure the operations or the replay buffer beside their peers, or compile the Triton kernels for GPUs that need
+    not be here.
 
+    `archer-fast bench buffer` runs bench_replay.py, bench_bandwidth.py and bench_targets.py: insertion, draw and
+    collation and bytes a token beside the original's design, torchrl, cpprb and NumPy, and what share of a memcpy's
+    bandwidth our collation has.
     `archer-fast bench kernels` runs bench_ops.py and bench_scans.py of the repository's benchmarks/: times, memory and
     errors of every operation on this machine's GPU (7B shapes, bfloat16), or on its CPU where it has none.
     `archer-fast bench kernels --compile-report` needs no GPU: every configuration that a launch can choose is compiled
@@ -142,7 +146,7 @@ class BenchArgs:
     short, or tensor cores stay idle.
     """
 
-    what: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="kernels")]
+    what: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="|".join(BENCHMARKS))]
     """What is measured."""
     compile_report: bool = False
     """Print registers, spills, shared memory, tensor-core instruction and occupancy of each Triton kernel."""
@@ -154,6 +158,8 @@ class BenchArgs:
             near = difflib.get_close_matches(self.what, BENCHMARKS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"unknown benchmark {self.what!r}{hint} (benchmarks: {', '.join(BENCHMARKS)})")
+        if self.compile_report and self.what != "kernels":
+            raise ValueError(f"compile-report: wanted with kernels, got with {self.what}")
         if self.markdown and not self.compile_report:
             raise ValueError("markdown: wanted with --compile-report, got without")
 

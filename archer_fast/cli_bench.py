@@ -1,4 +1,4 @@
-"""`archer-fast bench`: the operations' benchmarks, and what their Triton kernels cost on each chip."""
+"""`archer-fast bench`: the repository's benchmarks, and what the Triton kernels cost on each chip."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ from archer_fast.cli_args import BenchArgs
 from archer_fast.compile_report import CHIPS, Row, all_variants, build_report, failures, tool_versions
 
 BENCHMARKS = Path(archer_fast.__file__).resolve().parents[1] / "benchmarks"  # of a checkout; no package has it
+_FILES = {
+    "kernels": ("bench_ops.py", "bench_scans.py"),
+    "buffer": ("bench_replay.py", "bench_bandwidth.py", "bench_targets.py"),
+}
 _HEADER = ("kernel", "chip", "warps", "registers", "spilled", "shared memory", "tensor core", "occupancy")
 _TEXTS = (0, 1, 6)
 _EXPLAINED = """Every configuration that a launch can choose, compiled without a GPU; no machine enters the figures, and
@@ -37,12 +41,12 @@ def bench(args: BenchArgs) -> None:
     if args.compile_report:
         print_compile_report(markdown=args.markdown)
     else:
-        run_benchmarks(BENCHMARKS)
+        run_benchmarks(BENCHMARKS, _FILES[args.what])
 
 
-def run_benchmarks(folder: Path) -> None:
-    """pytest on the operations' benchmarks of a checkout, as a process of its own."""
-    files = [folder / name for name in ("bench_ops.py", "bench_scans.py")]
+def run_benchmarks(folder: Path, names: Sequence[str]) -> None:
+    """pytest on these benchmarks of a checkout, as a process of its own."""
+    files = [folder / name for name in names]
     absent = [file for file in files if not file.exists()]
     if absent:
         raise ValueError(

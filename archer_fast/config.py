@@ -163,9 +163,17 @@ class BufferConfig:
     """Games kept."""
     max_tokens: int = 1 << 20
     """Tokens kept (4 bytes each)."""
+    max_feature_memory_gb: float = 4.0
+    """GiB of a `frozen` critic trunk's features in RAM (a turn has 2 hidden states); more lie in files without names in
+    $TMPDIR, or /tmp, mapped into memory and gone when the run ends."""
 
     def __post_init__(self) -> None:
-        _at_least(self, max_trajectories=1, max_tokens=2)
+        _at_least(self, max_trajectories=1, max_tokens=2, max_feature_memory_gb=0)
+
+    @property
+    def max_feature_memory(self) -> int:
+        """In bytes."""
+        return int(self.max_feature_memory_gb * 2**30)
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from archer_fast.staging import Memory, carve, fresh
 from archer_fast.trajectory import Trajectory
 
 Bool = npt.NDArray[np.bool_]
@@ -64,26 +65,18 @@ class PackedArrays(NamedTuple):
     rollout_logprobs: Float32  # [T], 0 where action_mask is False
 
 
-def empty_packed_arrays(num_trajectories: int, num_turns: int, num_tokens: int) -> PackedArrays:
+def packed_sizes(num_trajectories: int, num_turns: int, num_tokens: int) -> dict[str, int]:
+    """The length of each field of PackedArrays."""
+    per_token = ("input_ids", "position_ids", "turn_ids", "action_mask", "rollout_logprobs")
+    per_turn = ("state_positions", "action_positions", "turn", "rewards", "returns", "policy_versions")
+    sizes = dict.fromkeys(PackedArrays._fields, num_trajectories)
+    sizes |= dict.fromkeys(per_token, num_tokens) | dict.fromkeys(per_turn, num_turns)
+    return sizes | dict.fromkeys(("cu_seqlens", "cu_turns"), num_trajectories + 1)
+
+
+def empty_packed_arrays(num_trajectories: int, num_turns: int, num_tokens: int, memory: Memory = fresh) -> PackedArrays:
     """Uninitialised arrays of the right dtypes and lengths, to be written to."""
-    return PackedArrays(
-        input_ids=np.empty(num_tokens, np.int32),
-        position_ids=np.empty(num_tokens, np.int32),
-        cu_seqlens=np.empty(num_trajectories + 1, np.int32),
-        turn_ids=np.empty(num_tokens, np.int32),
-        action_mask=np.empty(num_tokens, np.bool_),
-        cu_turns=np.empty(num_trajectories + 1, np.int32),
-        state_positions=np.empty(num_turns, np.int64),
-        action_positions=np.empty(num_turns, np.int64),
-        final_positions=np.empty(num_trajectories, np.int64),
-        turn=np.empty(num_turns, np.int32),
-        rewards=np.empty(num_turns, np.float32),
-        returns=np.empty(num_turns, np.float32),
-        policy_versions=np.empty(num_turns, np.int64),
-        terminated=np.empty(num_trajectories, np.bool_),
-        truncated=np.empty(num_trajectories, np.bool_),
-        rollout_logprobs=np.empty(num_tokens, np.float32),
-    )
+    return carve(PackedArrays, packed_sizes(num_trajectories, num_turns, num_tokens), memory)
 
 
 def monte_carlo_returns(rewards: Sequence[float], gamma: float) -> list[float]:

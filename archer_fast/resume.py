@@ -17,7 +17,8 @@ FIXED = (
     "model.dtype",
     "warm_start",
     "rollout.temperature",
-    "buffer",
+    "buffer.max_trajectories",
+    "buffer.max_tokens",
     "critic.trunk",
     "critic.hidden_size",
 )

@@ -32,6 +32,7 @@ from archer_fast.rollout.interact import play_games
 from archer_fast.run_folder import RunFolder, read_json, write_json, write_text
 from archer_fast.start_policy import start_policy
 from archer_fast.trajectory import Trajectory
+from archer_fast.turn_features import FeatureLayout
 from archer_fast.watcher import Watcher
 
 GAMES_SHOWN = 5
@@ -88,6 +89,8 @@ class RunState:
                 config.seed,
                 vocab_size=start.vocab_size,
                 gamma=config.critic.gamma,
+                feature_bytes=FeatureLayout.of(start).row_bytes if config.critic.trunk == "frozen" else 0,
+                max_feature_memory=config.buffer.max_feature_memory,
             )
             run = cls(config, folder, watcher, start, start.frozen_copy(), stop_token_id, buffer)
         resumed = run.iteration if run.iteration else None
@@ -106,10 +109,13 @@ class RunState:
         start, stop_token_id = _load(config, folder.start, device)
         actor, _ = _load(config, checkpoint.policy, device)
         try:
-            buffer = TrajectoryBuffer.load(checkpoint.buffer)
+            buffer = TrajectoryBuffer.load(checkpoint.buffer, max_feature_memory=config.buffer.max_feature_memory)
         except (OSError, ValueError) as error:
             raise CheckpointError(str(error)) from error
-        run = cls(config, folder, watcher, start.requires_grad_(False), actor, stop_token_id, buffer)
+        try:
+            run = cls(config, folder, watcher, start.requires_grad_(False), actor, stop_token_id, buffer)
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint.buffer}: {error}") from error
         generator = checkpoint.tensors.pop("generator", None)
         if generator is None:
             raise CheckpointError(f"{checkpoint.path / 'state.safetensors'}: field 'generator' is missing")
@@ -118,12 +124,17 @@ class RunState:
             run.learner.load_state_tensors(checkpoint.tensors)
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{checkpoint.path / 'state.safetensors'}: field {error}") from error
-        run.learner.load_state_numbers(checkpoint.number("learner"))
+        try:
+            run.learner.load_state_numbers(checkpoint.number("learner"))
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(f"{checkpoint.path / 'state.json'}: field 'learner': {error}") from error
         run.iteration = checkpoint.number("iteration")
         run.num_games = checkpoint.number("num_games")
         best = checkpoint.number("best")
         run.best = None if best is None else (best[0], best[1], best[2])
         watcher.message(f"resumed from {checkpoint.path} after iteration {run.iteration}, {run.num_games} games")
+        if num_read := run.learner.complete_features():
+            watcher.message(f"{num_read} games had no features of this start policy: they were read again")
         return run
 
     def _describe(self) -> None:
@@ -136,7 +147,9 @@ class RunState:
             f"critic trunk {self.config.critic.trunk}, V target {self.config.critic.value_target}, "
             "one packed sequence a game"
         )
-        say(f"buffer C++ ring ({_C.__name__}), {len(self.learner.buffer)} games in it")
+        buffer = self.learner.buffer
+        features = f"{buffer.feature_bytes} bytes of features a turn"
+        say(f"buffer C++ ring ({_C.__name__}), {len(buffer)} games in it, {features}")
 
     # -- one iteration -----------------------------------------------------------------------------
 

@@ -32,24 +32,32 @@ FIELDS = PER_TRAJECTORY | PER_TURN | PER_TOKEN | PER_ACTION_TOKEN
 Counts = npt.NDArray[Any]
 
 
-class Segment(NamedTuple):
-    """The trajectories [first, end) and the file they are in. Of the first 64 trajectories:
+class FeatureFile(NamedTuple):
+    """Features of a segment's trajectories from `first` on, those before having been evicted when it was written."""
 
-    Segment(0, 64, SealedFile("segment-000000000000-000000000064.safetensors", 40960, 0x1F2E3D4C))
+    first: int
+    file: SealedFile
+
+
+class Segment(NamedTuple):
+    """The trajectories [first, end) and the file they are in. Of the first 64 trajectories, whose features came later:
+
+    Segment(0, 64, SealedFile("segment-000000000000-000000000064.safetensors", 40960, 0x1F2E3D4C),
+            FeatureFile(10, SealedFile("features-000000000010-000000000064.safetensors", 1032192, 0x5A6B7C8D)))
     """
 
     first: int
     end: int
     file: SealedFile
+    features: FeatureFile | None = None  # None: none of its trajectories has features
 
-    def has_content_of(self, other: Segment) -> bool:
-        """Whether both files hold the same trajectories; their names may differ."""
-        return (self.first, self.end, *self.file[1:]) == (other.first, other.end, *other.file[1:])
+    def names(self) -> set[str]:
+        return {self.file.name} | ({self.features.file.name} if self.features else set())
 
 
-def segment_name(first: int, end: int, taken: set[str]) -> str:
-    """`segment-<first>-<end>.safetensors`, with a number behind where that name is taken."""
-    stem = f"segment-{first:012d}-{end:012d}"
+def numbered_name(kind: str, first: int, end: int, taken: set[str]) -> str:
+    """`<kind>-<first>-<end>.safetensors`, with a number behind where that name is taken."""
+    stem = f"{kind}-{first:012d}-{end:012d}"
     name, number = f"{stem}.safetensors", 1
     while name in taken:
         name, number = f"{stem}-{number}.safetensors", number + 1
@@ -61,14 +69,14 @@ def write_segment(path: Path, first: int, arrays: Arrays) -> Segment:
     return Segment(first, first + arrays["num_turns"].size, write_arrays(path, {k: arrays[k] for k in FIELDS}))
 
 
-def read_segment(folder: Path, segment: Segment, first: int) -> Arrays:
-    """The arrays of a segment's trajectories from `first` on, or of all where `first` lies before them.
+def read_segment(folder: Path, segment: Segment) -> Arrays:
+    """The arrays of all of a segment's trajectories.
 
     Raises FileNotFoundError, or ValueError that names the file and the field at fault.
     """
     arrays = read_arrays(folder, segment.file, FIELDS)
     _check_lengths(folder / segment.file.name, arrays, segment.end - segment.first)
-    return part(arrays, max(first - segment.first, 0), segment.end - segment.first)
+    return arrays
 
 
 def part(arrays: Arrays, begin: int, end: int) -> Arrays:
@@ -83,15 +91,15 @@ def part(arrays: Arrays, begin: int, end: int) -> Arrays:
     return {name: arrays[name][slice(*span)] for fields, span in spans for name in fields}
 
 
-def batches(num_tokens: Counts, max_tokens: int) -> Iterator[tuple[int, int]]:
-    """Cut a row of trajectories into (begin, end) of at most `max_tokens` each; a longer one stands alone.
+def batches(sizes: Counts, max_size: int) -> Iterator[tuple[int, int]]:
+    """Cut a row of trajectories into (begin, end) of at most `max_size` each; a larger one stands alone.
 
     list(batches([3, 3, 3, 9, 1], 6)) == [(0, 2), (2, 3), (3, 4), (4, 5)]
     """
-    ends = np.cumsum(num_tokens, dtype=np.int64)
+    ends = np.cumsum(sizes, dtype=np.int64)
     begin, before = 0, 0
     while begin < ends.size:
-        end = max(int(np.searchsorted(ends, before + max_tokens, side="right")), begin + 1)
+        end = max(int(np.searchsorted(ends, before + max_size, side="right")), begin + 1)
         yield begin, end
         begin, before = end, int(ends[end - 1])
 

@@ -12,12 +12,12 @@ from typing import Any
 import google_crc32c
 
 from archer_fast.sealed_file import SealedFile, temporary_name, write_bytes
-from archer_fast.segment_file import Segment
+from archer_fast.segment_file import FeatureFile, Segment
 
 MANIFEST = "manifest.json"
 VERSION = 3  # 1 was one file that held everything, 2 knew neither vocabulary nor features
 _KEYS = ("version", "crc32c", "content")
-_OURS = re.compile(r"(segment|priorities)-[0-9-]+\.safetensors")
+_OURS = re.compile(r"(segment|features|priorities)-[0-9-]+\.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Manifest:
     """One commit: the files that belong to it, and every number of the buffer that is not in them.
 
     Manifest(commit=3, scalars={"max_tokens": 1 << 20, "seed": 0, ...},
-             segments=(Segment(0, 64, ...), Segment(64, 128, ...)),
+             segments=(Segment(0, 64, ..., features=None), Segment(64, 128, ..., features=FeatureFile(64, ...))),
              priorities=SealedFile("priorities-000000003.safetensors", 1104, 0x1F2E3D4C))
     """
 
@@ -35,11 +35,11 @@ class Manifest:
     priorities: SealedFile  # [N] float64: what of the live turns may change
 
     def names(self) -> set[str]:
-        return {segment.file.name for segment in self.segments} | {self.priorities.name}
+        return {self.priorities.name}.union(*(segment.names() for segment in self.segments))
 
 
 def is_ours(name: str) -> bool:
-    """Whether it is the name of a segment or of priorities."""
+    """Whether it is the name of a segment, of features or of priorities."""
     return _OURS.fullmatch(name) is not None
 
 
@@ -51,7 +51,15 @@ def is_temporary(name: str) -> bool:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace the folder's manifest; see `sealed_file.write_bytes`."""
-    segments = [{"first": s.first, "end": s.end, **s.file._asdict()} for s in manifest.segments]
+    segments = [
+        {
+            "first": s.first,
+            "end": s.end,
+            **s.file._asdict(),
+            "features": s.features and {"first": s.features.first, **s.features.file._asdict()},
+        }
+        for s in manifest.segments
+    ]
     content = {
         "commit": manifest.commit,
         "scalars": manifest.scalars,
@@ -107,19 +115,29 @@ def _parsed(content: dict[str, Any]) -> Manifest:
     for name, value in scalars.items():
         if type(value) not in (int, float):
             raise TypeError(f"{name}: wanted a number, got {value!r}")
-    segments = tuple(Segment(_integer(s, "first"), _integer(s, "end"), _sealed_file(s)) for s in content["segments"])
+    segments = tuple(
+        Segment(_integer(s, "first"), _integer(s, "end"), _sealed_file(s), _feature_file(s["features"]))
+        for s in content["segments"]
+    )
     for before, after in itertools.pairwise(segments):
         if before.end != after.first:
             raise ValueError(f"first: wanted {before.end} after {before.file.name}, got {after.first}")
     if any(segment.first >= segment.end for segment in segments):
         raise ValueError("end: wanted more than first in every segment")
+    for s in segments:
+        if s.features and not s.first <= s.features.first < s.end:
+            raise ValueError(f"features: first: wanted {s.first} to {s.end - 1}, got {s.features.first}")
     return Manifest(_integer(content, "commit"), scalars, segments, _sealed_file(content["priorities"]))
+
+
+def _feature_file(values: dict[str, Any] | None) -> FeatureFile | None:
+    return None if values is None else FeatureFile(_integer(values, "first"), _sealed_file(values))
 
 
 def _sealed_file(values: dict[str, Any]) -> SealedFile:
     name = values["name"]
     if not (isinstance(name, str) and is_ours(name)):  # no path that leads out of the folder
-        raise ValueError(f"name: wanted a segment or priorities, got {name!r}")
+        raise ValueError(f"name: wanted a segment, features or priorities, got {name!r}")
     return SealedFile(name, _integer(values, "num_bytes"), _integer(values, "crc32c"))
 
 

@@ -4,6 +4,8 @@
         manifest.json                                    names what belongs to the last commit, with sizes and crc32c
         segment-000000000000-000000000064.safetensors    trajectories [0, 64), as one commit found them
         segment-000000000064-000000000128.safetensors
+        features-000000000000-000000000064.safetensors   what a trunk computed of them: new where it changed
+        features-000000000064-000000000128.safetensors
         priorities-000000002.safetensors                 what of the live turns may change: new with every commit
         .lock                                            held while somebody commits
 
@@ -15,21 +17,33 @@ process or the machine stops, the folder holds the last commit whole, and at wor
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from archer_fast import _C
+from archer_fast.feature_file import read_feature_file, write_feature_file
 from archer_fast.folder_lock import folder_lock
+from archer_fast.kept_files import KeptFiles
 from archer_fast.sealed_file import Arrays, read_arrays, sync, write_arrays
-from archer_fast.segment_file import FIELDS, Segment, batches, part, read_segment, segment_name, write_segment
+from archer_fast.segment_file import (
+    FIELDS,
+    FeatureFile,
+    Segment,
+    batches,
+    part,
+    read_segment,
+    write_segment,
+)
 from archer_fast.segment_manifest import MANIFEST, Manifest, is_ours, is_temporary, read_manifest, write_manifest
 
 if TYPE_CHECKING:
-    from archer_fast._C import BufferState, TrajectoryBuffer  # BufferState is a name of the stub alone
+    from archer_fast._C import BufferState  # a name of the stub alone
+
+Int64 = npt.NDArray[np.int64]
 
 # More pushed at once becomes several segments: neither writing nor reading holds a second copy of it all, and the
 # memory of one file, some 25 MB, is used again for the next (above 32 MB malloc gives it back: 1 s a GB of faults).
@@ -41,6 +55,7 @@ SCALARS: dict[str, type] = {
     "seed": int,
     "vocab_size": int,
     "gamma": float,
+    "feature_bytes": int,
     "counter": int,
     "first_trajectory_id": int,
     "first_turn_id": int,
@@ -48,14 +63,23 @@ SCALARS: dict[str, type] = {
 }
 
 
-def commit(
-    folder: Path, core: TrajectoryBuffer, known: Iterable[Segment] = (), previous: Path | None = None
-) -> tuple[Segment, ...]:
-    """Make `folder` hold what `core` holds now, and give the segments that do.
+class Saved(NamedTuple):
+    """What a commit or a load of a buffer left on the disk, so that the next commit writes only what is new."""
 
-    `known`: the segments, in a row, that an earlier commit or load of this very buffer gave. Those of them that
-    `folder` holds are kept, those that the folder `previous` holds are linked; only what was pushed since is
-    written. Where they are gone, or the file system refuses to link, they are written again.
+    segments: tuple[Segment, ...] = ()  # in a row
+    features_stamp: int = 0  # of the core: features that were set later are not in the segments' files
+
+
+NOTHING = Saved()
+
+
+def commit(folder: Path, core: _C.TrajectoryBuffer, known: Saved = NOTHING, previous: Path | None = None) -> Saved:
+    """Make `folder` hold what `core` holds now, and give what is there.
+
+    `known`: what an earlier commit or load of this very buffer gave. The files of it that `folder` holds are kept,
+    those that the folder `previous` holds are linked; only what was pushed since is written, and the features of
+    segments where some were set since. Where files are gone, or the file system refuses to link, they are written
+    again. Features of a trajectory that another thread's push evicts while they are written may be left out.
     Raises OSError (a full disk, say; the last commit stays whole and nothing half-written behind), or ValueError
     where another writer is in the folder or its manifest cannot be read.
     """
@@ -63,6 +87,7 @@ def commit(
     with folder_lock(folder):
         old = _manifest_or_none(folder)
         try:
+            features_stamp = core.features_stamp()  # before any are read: what is set meanwhile counts as set since
             new = _write(folder, core, known, old, previous)
         except BaseException:
             # A manifest that was renamed but not synced may yet give way to the old one: both keep their files.
@@ -70,18 +95,28 @@ def commit(
                 _sweep(folder, _names(old) | _names(_manifest_or_none(folder)))
             raise
         _sweep(folder, new.names())
-    return new.segments
+    return Saved(new.segments, features_stamp)
 
 
-def load(folder: Path) -> tuple[BufferState, tuple[Segment, ...]]:
-    """The state that was committed last, verified, and the segments that hold it. A writer may be at work.
+def load(folder: Path, max_feature_memory: int, feature_folder: str) -> tuple[_C.TrajectoryBuffer, Saved]:
+    """The buffer that was committed last, verified, and what of it is on the disk. A writer may be at work.
 
-    Raises FileNotFoundError, or ValueError that names the file and the field at fault.
+    Raises FileNotFoundError, or ValueError that names the file and the field at fault; OSError where the features
+    find no room in `feature_folder`.
     """
     while True:
         manifest = read_manifest(folder)
         try:
-            return _read(folder, manifest), manifest.segments
+            state, num_turns = _read_state(folder, manifest)
+            try:
+                core = _C.TrajectoryBuffer.restore(
+                    **state, max_feature_memory=max_feature_memory, feature_folder=feature_folder
+                )
+            except (TypeError, ValueError) as error:  # TypeError: a number that is none of its C++ type
+                raise ValueError(f"{folder}: {error}") from error
+            del state  # the core has it all
+            _read_features(folder, manifest.segments, core, num_turns)
+            return core, Saved(manifest.segments, core.features_stamp())
         except (OSError, ValueError):
             if read_manifest(folder) == manifest:
                 raise
@@ -89,17 +124,19 @@ def load(folder: Path) -> tuple[BufferState, tuple[Segment, ...]]:
 
 
 def _write(
-    folder: Path, core: TrajectoryBuffer, known: Iterable[Segment], old: Manifest | None, previous: Path | None
+    folder: Path, core: _C.TrajectoryBuffer, known: Saved, old: Manifest | None, previous: Path | None
 ) -> Manifest:
-    segments = _kept(folder, known, old, previous)
-    state, priorities = _snapshot(core, segments[-1].end if segments else 0)
+    kept = KeptFiles(folder, old, previous)
+    segments = _kept(kept, core, known)
+    state, priorities, num_turns = _snapshot(core, segments[-1].end if segments else 0)
     oldest = state["first_trajectory_id"]
     first = max(oldest, segments[-1].end) if segments else oldest
     segments = [s for s in segments if s.end > oldest]
     arrays = cast("Arrays", state)
     for begin, end in batches(arrays["num_tokens"], MAX_SEGMENT_TOKENS):
-        name = segment_name(first + begin, first + end, _names(old))
+        name = kept.new_name("segment", first + begin, first + end)
         segments.append(write_segment(folder / name, first + begin, part(arrays, begin, end)))
+    segments = [_with_features(kept, core, s, oldest, num_turns) for s in segments]
     number = old.commit + 1 if old else 1
     sealed = write_arrays(folder / f"priorities-{number:09d}.safetensors", {"priorities": priorities})
     scalars = {name: cast("dict[str, Any]", state)[name] for name in SCALARS}
@@ -110,57 +147,49 @@ def _write(
     return manifest
 
 
-def _kept(folder: Path, known: Iterable[Segment], old: Manifest | None, previous: Path | None) -> list[Segment]:
-    """The first of the `known` segments, as many as `folder` holds or can link, under their names there."""
-    here = old.segments if old else ()
-    there = _segments_of(previous) if previous else ()
-    mine, theirs = {s.first: s for s in here}, {s.first: s for s in there}
-    kept: list[Segment] = []
-    for segment in known:
-        found = _intact(folder, mine, segment)
-        if found is None and previous and (source := _intact(previous, theirs, segment)):
-            found = _linked(folder, previous, source, _names(old))
+def _kept(kept: KeptFiles, core: _C.TrajectoryBuffer, known: Saved) -> list[Segment]:
+    """The first of the known segments, as many as need not be written; without features where some were set since."""
+    segments: list[Segment] = []
+    for segment in known.segments:
+        is_current = core.features_stamp(segment.first, segment.end) <= known.features_stamp
+        found = kept.find(segment, with_features=is_current)
         if found is None:
             break
-        kept.append(found)
-    return kept
+        segments.append(found)
+    return segments
 
 
-def _intact(folder: Path, segments: dict[int, Segment], wanted: Segment) -> Segment | None:
-    """The segment of `folder` with the content of `wanted`, if its file is there in full length."""
-    found = segments.get(wanted.first)
-    if found is None or not found.has_content_of(wanted):
-        return None
-    try:
-        num_bytes = (folder / found.file.name).stat().st_size
-    except OSError:
-        return None
-    return found if num_bytes == found.file.num_bytes else None
+def _with_features(
+    kept: KeptFiles, core: _C.TrajectoryBuffer, segment: Segment, oldest: int, num_turns: Int64
+) -> Segment:
+    """The segment with the features of its live trajectories, written now unless it has them.
+
+    oldest: the first live trajectory; num_turns: of every live one.
+    """
+    first = max(segment.first, oldest)
+    if segment.features or core.features_stamp(first, segment.end) == 0:
+        return segment
+    path = kept.folder / kept.new_name("features", first, segment.end)
+    file = write_feature_file(path, core, first, num_turns[first - oldest : segment.end - oldest])
+    return segment._replace(features=FeatureFile(first, file))
 
 
-def _linked(folder: Path, previous: Path, segment: Segment, taken: set[str]) -> Segment | None:
-    """A second name, in `folder`, of a file in `previous`; None where the file system refuses."""
-    name = segment_name(segment.first, segment.end, taken)
-    try:
-        os.link(previous / segment.file.name, folder / name)
-    except OSError:  # another file system, one without links, a name left by a killed commit: write it instead
-        return None
-    return segment._replace(file=segment.file._replace(name=name))
-
-
-def _snapshot(core: TrajectoryBuffer, first: int) -> tuple[BufferState, npt.NDArray[np.float64]]:
-    """The state from trajectory `first` on, and every live turn's priority, as they were at one moment."""
+def _snapshot(core: _C.TrajectoryBuffer, first: int) -> tuple[BufferState, npt.NDArray[np.float64], Int64]:
+    """The state from trajectory `first` on, every live turn's priority and every live trajectory's number of turns,
+    as they were at one moment."""
     while True:
         live = core.trajectory_range
         priorities = core.priorities()
         state = core.state_since(first)
         oldest = state["first_trajectory_id"]
         if live == (oldest, max(first, oldest) + state["num_turns"].size):
-            return state, priorities
+            with contextlib.suppress(IndexError):  # another thread's push evicted one just now
+                return state, priorities, core.turn_span(np.arange(*live))[1]
         # Else another thread pushed in between.
 
 
-def _read(folder: Path, manifest: Manifest) -> BufferState:
+def _read_state(folder: Path, manifest: Manifest) -> tuple[BufferState, list[Int64]]:
+    """The state, and the number of turns of each trajectory of each segment, evicted ones too."""
     scalars, segments = manifest.scalars, manifest.segments
     if {name: type(value) for name, value in scalars.items()} != SCALARS:
         raise ValueError(f"{folder / MANIFEST}: scalars: wanted {SCALARS}, got {scalars}")
@@ -170,13 +199,31 @@ def _read(folder: Path, manifest: Manifest) -> BufferState:
             f"{folder / MANIFEST}: first_trajectory_id: wanted one of the first segment, "
             f"{segments[0].first} to {segments[0].end - 1}, got {first}"
         )
-    parts = [read_segment(folder, segment, first) for segment in segments]
+    for segment in segments:
+        if segment.features and (scalars["feature_bytes"] == 0 or segment.features.first > max(first, segment.first)):
+            raise ValueError(
+                f"{folder / MANIFEST}: features: wanted none, or those of all live trajectories, got "
+                f"{segment.features} with feature_bytes = {scalars['feature_bytes']}"
+            )
+    wholes = [read_segment(folder, segment) for segment in segments]
+    num_turns = [whole["num_turns"].astype(np.int64) for whole in wholes]
+    parts = [part(whole, max(first - s.first, 0), s.end - s.first) for whole, s in zip(wholes, segments, strict=True)]
+    wholes.clear()
     arrays = {
         name: np.concatenate([np.empty(0, dtype), *(p.pop(name) for p in parts)]) for name, dtype in FIELDS.items()
     }
     priorities = read_arrays(folder, manifest.priorities, PRIORITIES)["priorities"]
     arrays["priorities"] = priorities.copy()  # where there are none, they may lie at an odd address
-    return cast("BufferState", scalars | arrays)
+    return cast("BufferState", scalars | arrays), num_turns
+
+
+def _read_features(
+    folder: Path, segments: Iterable[Segment], core: _C.TrajectoryBuffer, num_turns: list[Int64]
+) -> None:
+    for segment, turns in zip(segments, num_turns, strict=True):
+        if segment.features:
+            first, file = segment.features
+            read_feature_file(folder, file, core, first, turns[first - segment.first :])
 
 
 def _manifest_or_none(folder: Path) -> Manifest | None:
@@ -184,14 +231,6 @@ def _manifest_or_none(folder: Path) -> Manifest | None:
         return read_manifest(folder)
     except FileNotFoundError:
         return None
-
-
-def _segments_of(folder: Path) -> tuple[Segment, ...]:
-    """What could be linked from there: nothing where the folder cannot be read, and all is written anew."""
-    try:
-        return read_manifest(folder).segments
-    except (OSError, ValueError):
-        return ()
 
 
 def _names(manifest: Manifest | None) -> set[str]:

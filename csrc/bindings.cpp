@@ -5,15 +5,20 @@
 // around every call that may wait for the buffer's lock, and no callee takes it back.
 // The kernels take addresses instead, so that no array library is needed to hand one over; archer_fast/ops/cpu.py
 // checks what they point to.
-// std::invalid_argument becomes ValueError, std::out_of_range IndexError, std::bad_alloc MemoryError.
+// std::invalid_argument becomes ValueError, std::out_of_range IndexError, std::bad_alloc MemoryError, and
+// std::system_error OSError.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
+#include <exception>
 #include <memory>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -143,23 +148,32 @@ void take(const char* name, const py::handle& value, T& to) {
   }
 }
 
-// The struct's fields, all of which must be there; `others` are keyword arguments that belong to somebody else.
+void take(const char* name, const py::handle& value, std::string& to) {
+  if (!py::isinstance<py::str>(value)) {
+    throw py::type_error(concat(name, ": wanted a str, got ", Py_TYPE(value.ptr())->tp_name));
+  }
+  to = py::cast<std::string>(value);
+}
+
+// The struct's fields, all of which must be there.
 template <class Struct, class... Members>
-void take_all(const py::kwargs& values, const std::tuple<Field<Struct, Members>...>& fields, Struct& to,
-              std::size_t others = 0) {
+void take_all(const py::kwargs& values, const std::tuple<Field<Struct, Members>...>& fields, Struct& to) {
   const auto take_one = [&](const auto& field) {
     if (!values.contains(field.name)) throw py::type_error(concat(field.name, ": wanted as a keyword, got nothing"));
     take(field.name, values[field.name], to.*field.member);
   };
   std::apply([&](const auto&... field) { (take_one(field), ...); }, fields);
-  if (values.size() != sizeof...(Members) + others) {
-    const auto is_field = [&](const std::string& name) {
-      return std::apply([&](const auto&... field) { return ((name == field.name) || ...); }, fields);
+}
+
+// Throws where a keyword argument is no field of any of the tables.
+template <class... Tables>
+void refuse_others(const py::kwargs& values, const Tables&... tables) {
+  for (const auto& [key, value] : values) {
+    const std::string name = py::str(key);
+    const auto is_in = [&](const auto& table) {
+      return std::apply([&](const auto&... field) { return ((name == field.name) || ...); }, table);
     };
-    for (const auto& [key, value] : values) {
-      const std::string name = py::str(key);
-      if (!is_field(name)) throw py::type_error(concat(name, ": wanted none of this name"));
-    }
+    if (!(is_in(tables) || ...)) throw py::type_error(concat(name, ": wanted none of this name"));
   }
 }
 
@@ -181,8 +195,13 @@ void give_all(Struct&& from, const std::tuple<Field<Struct, Members>...>& fields
 
 const std::tuple kBufferOptions{field("max_tokens", &BufferOptions::max_tokens),
                                 field("max_trajectories", &BufferOptions::max_trajectories),
-                                field("seed", &BufferOptions::seed), field("vocab_size", &BufferOptions::vocab_size),
-                                field("gamma", &BufferOptions::gamma)};
+                                field("seed", &BufferOptions::seed),
+                                field("vocab_size", &BufferOptions::vocab_size),
+                                field("gamma", &BufferOptions::gamma),
+                                field("feature_bytes", &BufferOptions::feature_bytes)};
+
+const std::tuple kFeatureMemory{field("max_feature_memory", &FeatureMemory::max_feature_memory),
+                                field("feature_folder", &FeatureMemory::feature_folder)};
 
 const std::tuple kTrajectoryColumns{field("tokens", &TrajectoryColumns::tokens),
                                     field("num_tokens", &TrajectoryColumns::num_tokens),
@@ -229,6 +248,24 @@ const std::tuple kPackedArrays{field("input_ids", &PackedArrays::input_ids),
                                field("terminated", &PackedArrays::terminated),
                                field("truncated", &PackedArrays::truncated),
                                field("rollout_logprobs", &PackedArrays::rollout_logprobs)};
+const std::tuple kPackedMask{field("attention_mask", &PackedArrays::attention_mask)};
+
+const std::tuple kTransitionArrays{field("input_ids", &TransitionArrays::input_ids),
+                                   field("cu_seqlens", &TransitionArrays::cu_seqlens),
+                                   field("state_positions", &TransitionArrays::state_positions),
+                                   field("action_positions", &TransitionArrays::action_positions),
+                                   field("next_state_positions", &TransitionArrays::next_state_positions),
+                                   field("turn", &TransitionArrays::turn),
+                                   field("rewards", &TransitionArrays::rewards),
+                                   field("returns", &TransitionArrays::returns),
+                                   field("policy_versions", &TransitionArrays::policy_versions),
+                                   field("is_last", &TransitionArrays::is_last),
+                                   field("terminated", &TransitionArrays::terminated),
+                                   field("truncated", &TransitionArrays::truncated),
+                                   field("rollout_logprobs", &TransitionArrays::rollout_logprobs),
+                                   field("cu_actions", &TransitionArrays::cu_actions)};
+const std::tuple kTransitionMasks{field("attention_mask", &TransitionArrays::attention_mask),
+                                  field("action_mask", &TransitionArrays::action_mask)};
 
 // A property: reads without the GIL; a range becomes (first, end).
 template <auto Getter>
@@ -249,13 +286,17 @@ auto option(const TrajectoryBuffer& buffer) {
 
 std::unique_ptr<TrajectoryBuffer> make_buffer(const py::kwargs& values) {
   BufferOptions options;
+  FeatureMemory memory;
   take_all(values, kBufferOptions, options);
-  return std::make_unique<TrajectoryBuffer>(options);
+  take_all(values, kFeatureMemory, memory);
+  refuse_others(values, kBufferOptions, kFeatureMemory);
+  return std::make_unique<TrajectoryBuffer>(options, memory);
 }
 
 std::pair<std::int64_t, std::int64_t> extend(TrajectoryBuffer& buffer, const py::kwargs& arrays) {
   TrajectoryColumns trajectories;
   take_all(arrays, kTrajectoryColumns, trajectories);
+  refuse_others(arrays, kTrajectoryColumns);
   const py::gil_scoped_release release;
   const IdRange ids = buffer.extend(trajectories);
   return {ids.first, ids.end};
@@ -335,7 +376,7 @@ py::tuple stats(const TrajectoryBuffer& buffer) {
   for (const auto& [age, turns] : stats.turns_by_age) turns_by_age[py::int_(age)] = turns;
   for (const auto& [version, turns] : stats.turns_by_version) turns_by_version[py::int_(version)] = turns;
   return py::make_tuple(stats.num_trajectories, stats.num_turns, stats.num_tokens, stats.num_evicted, stats.num_bytes,
-                        turns_by_age, turns_by_version);
+                        turns_by_age, turns_by_version, stats.num_mapped_bytes);
 }
 
 Ids trajectory_of(const TrajectoryBuffer& buffer, const Ids& turn_ids) {
@@ -388,15 +429,96 @@ py::tuple collated_sizes(const TrajectoryBuffer& buffer, const Ids& trajectory_i
     const py::gil_scoped_release release;
     sizes = buffer.collated_sizes(ids);
   }
-  return py::make_tuple(sizes.num_trajectories, sizes.num_turns, sizes.num_tokens);
+  return py::make_tuple(sizes.num_trajectories, sizes.num_turns, sizes.num_tokens, sizes.max_length);
 }
 
-void collate(const TrajectoryBuffer& buffer, const Ids& trajectory_ids, const py::kwargs& arrays) {
+py::tuple transition_sizes(const TrajectoryBuffer& buffer, const Ids& turn_ids) {
+  const auto ids = read("turn_ids", turn_ids);
+  TransitionSizes sizes;
+  {
+    const py::gil_scoped_release release;
+    sizes = buffer.transition_sizes(ids);
+  }
+  return py::make_tuple(sizes.num_transitions, sizes.num_tokens, sizes.num_action_tokens, sizes.max_length);
+}
+
+// (width, pad_token_id, is_left), or none.
+using PaddingArgument = std::optional<std::tuple<std::int64_t, std::int32_t, bool>>;
+
+std::optional<Padding> to_padding(const PaddingArgument& padding) {
+  if (!padding) return std::nullopt;
+  const auto [width, pad_token_id, is_left] = *padding;
+  return Padding{.width = width, .pad_token_id = pad_token_id, .is_left = is_left};
+}
+
+// The destinations come as keyword arguments: `fields` always, `masks` with padding alone.
+template <class Arrays, class Fields, class Masks>
+Arrays destinations(const py::kwargs& arrays, const Fields& fields, const Masks& masks, bool is_padded) {
+  Arrays out;
+  take_all(arrays, fields, out);
+  if (is_padded) {
+    take_all(arrays, masks, out);
+    refuse_others(arrays, fields, masks);
+  } else {
+    refuse_others(arrays, fields);
+  }
+  return out;
+}
+
+void collate(const TrajectoryBuffer& buffer, const Ids& trajectory_ids, const PaddingArgument& padding, int threads,
+             const py::kwargs& arrays) {
   const auto ids = read("trajectory_ids", trajectory_ids);
-  PackedArrays out;
-  take_all(arrays, kPackedArrays, out);
+  const auto out = destinations<PackedArrays>(arrays, kPackedArrays, kPackedMask, padding.has_value());
   const py::gil_scoped_release release;
-  buffer.collate(ids, out);
+  buffer.collate(ids, to_padding(padding), threads, out);
+}
+
+void collate_transitions(const TrajectoryBuffer& buffer, const Ids& turn_ids, const PaddingArgument& padding,
+                         int threads, const py::kwargs& arrays) {
+  const auto ids = read("turn_ids", turn_ids);
+  const auto out = destinations<TransitionArrays>(arrays, kTransitionArrays, kTransitionMasks, padding.has_value());
+  const py::gil_scoped_release release;
+  buffer.collate_transitions(ids, to_padding(padding), threads, out);
+}
+
+void set_features(TrajectoryBuffer& buffer, const Ids& trajectory_ids, std::int64_t trunk_version,
+                  const Array<std::uint8_t>& rows) {
+  const auto ids = read("trajectory_ids", trajectory_ids);
+  const auto bytes = std::as_bytes(read("rows", rows));
+  const py::gil_scoped_release release;
+  buffer.set_features(ids, trunk_version, bytes);
+}
+
+void read_features(const TrajectoryBuffer& buffer, const Ids& turn_ids, std::int64_t trunk_version,
+                   Array<std::uint8_t>& rows, Array<std::uint8_t>& next_rows, int threads) {
+  const auto ids = read("turn_ids", turn_ids);
+  const auto bytes = std::as_writable_bytes(write("rows", rows));
+  const auto next_bytes = std::as_writable_bytes(write("next_rows", next_rows));
+  const py::gil_scoped_release release;
+  buffer.read_features(ids, trunk_version, bytes, next_bytes, threads);
+}
+
+Ids trajectories_without_features(const TrajectoryBuffer& buffer, std::int64_t trunk_version) {
+  std::vector<std::int64_t> ids;
+  {
+    const py::gil_scoped_release release;
+    ids = buffer.trajectories_without_features(trunk_version);
+  }
+  return to_array<std::int64_t>(std::move(ids));
+}
+
+std::uint64_t features_stamp(const TrajectoryBuffer& buffer, std::int64_t first, std::int64_t end) {
+  const py::gil_scoped_release release;
+  return buffer.features_stamp({first, end});
+}
+
+void copy_features(const TrajectoryBuffer& buffer, std::int64_t first_trajectory_id, const Ids& num_turns,
+                   Ids& trunk_versions, Array<std::uint8_t>& rows) {
+  const auto turns = read("num_turns", num_turns);
+  const auto versions = write("trunk_versions", trunk_versions);
+  const auto bytes = std::as_writable_bytes(write("rows", rows));
+  const py::gil_scoped_release release;
+  buffer.copy_features(first_trajectory_id, turns, versions, bytes);
 }
 
 py::dict to_dict(BufferState&& state) {
@@ -426,10 +548,13 @@ py::dict state_since(const TrajectoryBuffer& buffer, std::int64_t first_trajecto
 
 std::unique_ptr<TrajectoryBuffer> restore(const py::kwargs& fields) {
   BufferState state;
-  take_all(fields, kBufferOptions, state.options, std::tuple_size_v<decltype(kBufferState)>);
-  take_all(fields, kBufferState, state, std::tuple_size_v<decltype(kBufferOptions)>);
+  FeatureMemory memory;
+  take_all(fields, kBufferOptions, state.options);
+  take_all(fields, kBufferState, state);
+  take_all(fields, kFeatureMemory, memory);
+  refuse_others(fields, kBufferOptions, kBufferState, kFeatureMemory);
   const py::gil_scoped_release release;
-  return TrajectoryBuffer::restore(state);
+  return TrajectoryBuffer::restore(state, memory);
 }
 
 py::arg array(const char* name) { return py::arg(name).noconvert(); }
@@ -459,7 +584,19 @@ void bind_trajectory_buffer(py::module_& module) {
       .def("turn_span", &turn_span, array("trajectory_ids"))
       .def("turn_records", &turn_records, array("turn_ids"))
       .def("collated_sizes", &collated_sizes, array("trajectory_ids"))
-      .def("collate", &collate, array("trajectory_ids"))
+      .def("collate", &collate, array("trajectory_ids"), "padding"_a, "threads"_a)
+      .def("transition_sizes", &transition_sizes, array("turn_ids"))
+      .def("collate_transitions", &collate_transitions, array("turn_ids"), "padding"_a, "threads"_a)
+      .def_property_readonly("feature_bytes", &option<&BufferOptions::feature_bytes>)
+      .def("set_features", &set_features, array("trajectory_ids"), "trunk_version"_a, array("rows"))
+      .def("read_features", &read_features, array("turn_ids"), "trunk_version"_a, array("rows"), array("next_rows"),
+           "threads"_a)
+      .def("trajectories_without_features", &trajectories_without_features, "trunk_version"_a)
+      .def("features_stamp", py::overload_cast<>(&TrajectoryBuffer::features_stamp, py::const_),
+           py::call_guard<py::gil_scoped_release>())
+      .def("features_stamp", &features_stamp, "first"_a, "end"_a)
+      .def("copy_features", &copy_features, "first_trajectory_id"_a, array("num_turns"), array("trunk_versions"),
+           array("rows"))
       .def("state", &state)
       .def("state_since", &state_since, "first_trajectory_id"_a)
       .def_static("restore", &restore);
@@ -585,6 +722,14 @@ void bind_kernels(py::module_& module) {
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "The C++ core of archer_fast.";
+  py::register_local_exception_translator([](std::exception_ptr raised) {
+    try {
+      if (raised) std::rethrow_exception(raised);
+    } catch (const std::system_error& error) {
+      const py::tuple number_and_text = py::make_tuple(error.code().value(), error.what());
+      PyErr_SetObject(PyExc_OSError, number_and_text.ptr());  // Python chooses the subclass by the number
+    }
+  });
   archer_fast::bind_trajectory_buffer(module);
   archer_fast::bind_open_trajectory(module);
   archer_fast::bind_token_packer(module);

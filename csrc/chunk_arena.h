@@ -6,6 +6,8 @@
 #include <memory>
 #include <memory_resource>
 
+#include "huge_pages.h"
+
 namespace archer_fast {
 
 // A queue of large chunks; a block never crosses a chunk's end, so each block is contiguous. The
@@ -22,7 +24,7 @@ class ChunkArena {
   static constexpr std::size_t kAlignment = 8;
 
   explicit ChunkArena(std::size_t chunk_bytes = kDefaultChunkBytes,
-                      std::pmr::memory_resource* source = std::pmr::new_delete_resource())
+                      std::pmr::memory_resource* source = huge_page_resource())
       : source_(source), chunk_bytes_(chunk_bytes) {}
 
   // An uninitialised block aligned to kAlignment. A block larger than a chunk gets a chunk of its own.

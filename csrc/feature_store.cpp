@@ -5,17 +5,12 @@
 #include <cstring>
 
 #include "parallel_ranges.h"
+#include "prefetch.h"
 
 namespace archer_fast {
 namespace {
 
-constexpr std::size_t kLine = 64;
-constexpr std::size_t kMaxPrefetch = std::size_t{32} << 10;  // what the nearest caches can hold beside the copy
-constexpr std::size_t kAheadBytes = std::size_t{4} << 10;    // less to copy would not hide a miss
-
-void prefetch(const std::byte* data, std::size_t bytes) noexcept {
-  for (std::size_t i = 0; i < bytes; i += kLine) __builtin_prefetch(data + i);
-}
+constexpr std::size_t kAheadBytes = std::size_t{4} << 10;  // less to copy would not hide a miss
 
 }  // namespace
 
@@ -50,17 +45,17 @@ void FeatureStore::set(std::size_t i, std::int64_t trunk_version, const std::byt
 
 void FeatureStore::gather(std::span<const std::byte* const> sources, std::size_t next_bytes, std::byte* rows,
                           std::byte* next_rows, int threads) const noexcept {
-  if (memory_.mapped_bytes() >
-      0) {  // 256 rows of 14 KB that the disk alone has: 8 ms instead of 100, 0.2 ms more if not
+  if (memory_.mapped_bytes() > 0) {
+    // 256 rows of 14 KB that only the disk has take 8 ms instead of 100; where they are in memory, 0.2 ms more.
     for (const std::byte* source : sources) memory_.will_need(source, row_bytes_ + next_bytes);
   }
   const std::size_t bytes = row_bytes_ + next_bytes;
   const std::size_t ahead = 1 + kAheadBytes / bytes;
   const auto copy = [&](std::int64_t begin, std::int64_t end) noexcept {
     for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(end); ++i) {
-      if (i + ahead < sources.size()) prefetch(sources[i + ahead], std::min(bytes, kMaxPrefetch));
+      if (i + ahead < sources.size()) prefetch(sources[i + ahead], bytes);
       std::memcpy(rows + i * row_bytes_, sources[i], row_bytes_);
-      std::memcpy(next_rows + i * next_bytes, sources[i] + row_bytes_, next_bytes);
+      if (next_bytes > 0) std::memcpy(next_rows + i * next_bytes, sources[i] + row_bytes_, next_bytes);
     }
   };
   parallel_ranges(static_cast<std::int64_t>(sources.size()), threads, copy);

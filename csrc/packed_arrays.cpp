@@ -1,70 +1,123 @@
 #include "packed_arrays.h"
 
 #include <algorithm>
-#include <limits>
+#include <cstddef>
+#include <cstring>
 #include <numeric>
-#include <stdexcept>
 
-#include "concat.h"
+#include "collation.h"
+#include "parallel_ranges.h"
+#include "prefetch.h"
 
 namespace archer_fast {
 namespace {
+
+constexpr std::size_t kAhead = 2;  // trajectories
 
 std::size_t index(std::int64_t value) { return static_cast<std::size_t>(value); }
 
 std::int32_t narrow(std::int64_t value) { return static_cast<std::int32_t>(value); }
 
-void check_length(const char* name, std::size_t length, std::int64_t wanted) {
-  if (length != index(wanted)) {
-    throw std::invalid_argument(concat(name, ": wanted length ", wanted, ", got ", length));
+// A row that is written from front to back, in blocks of one size. A piece may be written too long, where the row has
+// room: the next piece covers it. Most pieces are shorter than a block, and stores of exact length cost four times
+// more.
+template <class T>
+class RowWriter {
+ public:
+  RowWriter(std::span<T> out, std::int64_t place, std::int64_t length)
+      : row_(out.subspan(index(place), index(length))) {}
+
+  std::size_t rest() const { return row_.size() - next_; }
+
+  void fill(std::size_t count, T value) {
+    const std::size_t end = next_ + count;
+    for (; next_ < end && next_ + kBlock <= row_.size(); next_ += kBlock) std::fill_n(&row_[next_], kBlock, value);
+    for (; next_ < end; ++next_) row_[next_] = value;
+    next_ = end;
+  }
+
+  // The first `count` items of `from`.
+  void copy(std::span<const T> from, std::size_t count) {
+    const std::size_t begin = next_, end = begin + count, readable = begin + from.size();
+    for (; next_ < end && next_ + kBlock <= std::min(row_.size(), readable); next_ += kBlock) {
+      std::memcpy(&row_[next_], &from[next_ - begin], kBlock * sizeof(T));
+    }
+    for (; next_ < end; ++next_) row_[next_] = from[next_ - begin];
+    next_ = end;
+  }
+
+ private:
+  static constexpr std::size_t kBlock = 16;
+
+  const std::span<T> row_;
+  std::size_t next_ = 0;
+};
+
+// What belongs to the tokens of a trajectory, of which the first goes to `place` and the first turn is row `row`.
+void write_tokens(const TrajectoryView& trajectory, std::int64_t place, std::int64_t row, const PackedArrays& out) {
+  const std::int64_t length = trajectory.tokens.size();
+  trajectory.tokens.copy(out.input_ids.data() + place);
+  std::iota(out.position_ids.data() + place, out.position_ids.data() + place + length, 0);
+
+  RowWriter turn_ids(out.turn_ids, place, length);
+  RowWriter mask(out.action_mask, place, length);
+  RowWriter scores(out.rollout_logprobs, place, length);
+  const std::span logprobs = trajectory.rollout_logprobs;
+  std::int32_t begin = 0, turn_id = narrow(row);
+  for (std::size_t i = 0; i < trajectory.turns.size(); ++i) {
+    const TurnRecord& turn = trajectory.turns[i];
+    const std::int32_t num_observed = turn.action_begin - begin, num_sampled = trajectory.num_action_tokens(i);
+    turn_ids.fill(index(num_observed + num_sampled), turn_id++);
+    mask.fill(index(num_observed), false);
+    mask.fill(index(num_sampled), true);
+    scores.fill(index(num_observed), 0.0F);
+    scores.copy(logprobs.subspan(index(turn.first_logprob)), index(num_sampled));
+    begin = turn.action_begin + num_sampled;
+  }
+  turn_ids.fill(turn_ids.rest(), turn_id - 1);
+  mask.fill(mask.rest(), false);
+  scores.fill(scores.rest(), 0.0F);
+}
+
+void write_turns(const TrajectoryView& trajectory, std::int64_t place, std::int64_t row, const PackedArrays& out) {
+  for (std::size_t i = 0; i < trajectory.turns.size(); ++i) {
+    const TurnRecord& turn = trajectory.turns[i];
+    const std::size_t at = index(row) + i;
+    out.state_positions[at] = place + turn.action_begin - 1;
+    out.action_positions[at] = place + trajectory.action_end(i) - 1;
+    out.turn[at] = static_cast<std::int32_t>(i);
+    out.rewards[at] = turn.reward;
+    out.returns[at] = turn.monte_carlo_return;
+    out.policy_versions[at] = turn.policy_version;
   }
 }
 
-// Where the next trajectory goes.
-struct Cursor {
-  std::int64_t token = 0;
-  std::int64_t turn = 0;
-};
+void write_pads(const RowLayout& rows, std::size_t i, const Padding& padding, const PackedArrays& out) {
+  rows.fill_pads(i, out.input_ids, padding.pad_token_id);
+  rows.fill_pads(i, out.position_ids, std::int32_t{0});
+  rows.fill_pads(i, out.turn_ids, std::int32_t{-1});
+  rows.fill_pads(i, out.action_mask, false);
+  rows.fill_pads(i, out.rollout_logprobs, 0.0F);
+  rows.fill_pads(i, out.attention_mask, false);
+}
 
-void write_turn(const TrajectoryView& trajectory, std::size_t turn, const float* logprobs, Cursor at,
-                const PackedArrays& out) {
-  const TurnRecord& record = trajectory.turns[turn];
-  const bool is_last = turn + 1 == trajectory.turns.size();
-  const std::int64_t observation_begin = at.token + trajectory.observation_begin(turn);
-  const std::int64_t action_begin = at.token + record.action_begin;
-  const std::int64_t action_end = at.token + record.action_end;
-  const std::int64_t owned_end = is_last ? at.token + trajectory.tokens.size() : action_end;
-  const std::int64_t row = at.turn + static_cast<std::int64_t>(turn);
-
-  std::fill(&out.turn_ids[index(observation_begin)], out.turn_ids.data() + owned_end, narrow(row));
-
-  bool* const mask = out.action_mask.data();
-  std::fill(mask + observation_begin, mask + action_begin, false);
-  std::fill(mask + action_begin, mask + action_end, true);
-  std::fill(mask + action_end, mask + owned_end, false);
-
-  float* const scores = out.rollout_logprobs.data();
-  std::fill(scores + observation_begin, scores + action_begin, 0.0F);
-  std::copy_n(logprobs, action_end - action_begin, scores + action_begin);
-  std::fill(scores + action_end, scores + owned_end, 0.0F);
-
-  out.state_positions[index(row)] = action_begin - 1;
-  out.action_positions[index(row)] = action_end - 1;
-  out.turn[index(row)] = narrow(static_cast<std::int64_t>(turn));
-  out.rewards[index(row)] = record.reward;
-  out.returns[index(row)] = record.monte_carlo_return;
-  out.policy_versions[index(row)] = record.policy_version;
+void prefetch(const TrajectoryView& trajectory) {
+  const auto* const begin = reinterpret_cast<const std::byte*>(trajectory.turns.data());  // one block, turns first
+  const std::byte* const end = trajectory.tokens.data() + trajectory.tokens.num_bytes();
+  archer_fast::prefetch(begin, static_cast<std::size_t>(end - begin));
 }
 
 }  // namespace
 
-void PackedArrays::check(const PackedSizes& sizes) const {
-  const auto [num_trajectories, num_turns, num_tokens] = sizes;
-  check_length("input_ids", input_ids.size(), num_tokens);
-  check_length("position_ids", position_ids.size(), num_tokens);
+void PackedArrays::check(const PackedSizes& sizes, const std::optional<Padding>& padding) const {
+  const auto [num_trajectories, num_turns, num_tokens, max_length] = sizes;
+  if (padding) padding->check(num_trajectories, max_length);
+  const std::int64_t num_places = RowLayout::num_places(num_trajectories, num_tokens, padding);
+  check_length("input_ids", input_ids.size(), num_places);
+  check_length("position_ids", position_ids.size(), num_places);
   check_length("cu_seqlens", cu_seqlens.size(), num_trajectories + 1);
-  check_length("turn_ids", turn_ids.size(), num_tokens);
-  check_length("action_mask", action_mask.size(), num_tokens);
+  check_length("turn_ids", turn_ids.size(), num_places);
+  check_length("action_mask", action_mask.size(), num_places);
   check_length("cu_turns", cu_turns.size(), num_trajectories + 1);
   check_length("state_positions", state_positions.size(), num_turns);
   check_length("action_positions", action_positions.size(), num_turns);
@@ -75,7 +128,8 @@ void PackedArrays::check(const PackedSizes& sizes) const {
   check_length("policy_versions", policy_versions.size(), num_turns);
   check_length("terminated", terminated.size(), num_trajectories);
   check_length("truncated", truncated.size(), num_trajectories);
-  check_length("rollout_logprobs", rollout_logprobs.size(), num_tokens);
+  check_length("rollout_logprobs", rollout_logprobs.size(), num_places);
+  check_length("attention_mask", attention_mask.size(), padding ? num_places : 0);
 }
 
 PackedSizes packed_sizes(std::span<const TrajectoryView> trajectories) {
@@ -84,39 +138,38 @@ PackedSizes packed_sizes(std::span<const TrajectoryView> trajectories) {
   for (const TrajectoryView& trajectory : trajectories) {
     sizes.num_turns += std::ssize(trajectory.turns);
     sizes.num_tokens += trajectory.tokens.size();
+    sizes.max_length = std::max(sizes.max_length, trajectory.tokens.size());
   }
-  constexpr std::int64_t kMaxTokens = std::numeric_limits<std::int32_t>::max();
-  if (sizes.num_tokens > kMaxTokens) {
-    throw std::invalid_argument(
-        concat("trajectory_ids: wanted a batch of at most ", kMaxTokens, " tokens, got ", sizes.num_tokens));
-  }
+  check_num_tokens("trajectory_ids", sizes.num_tokens);
   return sizes;
 }
 
-void collate(std::span<const TrajectoryView> trajectories, const PackedArrays& out) noexcept {
-  Cursor at;
+void collate(std::span<const TrajectoryView> trajectories, const std::optional<Padding>& padding, int threads,
+             const PackedArrays& out) noexcept {
   out.cu_seqlens[0] = 0;
   out.cu_turns[0] = 0;
   for (std::size_t i = 0; i < trajectories.size(); ++i) {
-    const TrajectoryView& trajectory = trajectories[i];
-    const std::int64_t end = at.token + trajectory.tokens.size();
-    trajectory.tokens.copy(0, trajectory.tokens.size(), out.input_ids.data() + at.token);
-    std::iota(out.position_ids.data() + at.token, out.position_ids.data() + end, 0);
-
-    const float* logprobs = trajectory.rollout_logprobs.data();
-    for (std::size_t turn = 0; turn < trajectory.turns.size(); ++turn) {
-      write_turn(trajectory, turn, logprobs, at, out);
-      logprobs += trajectory.turns[turn].num_action_tokens();
-    }
-
-    at.token = end;
-    at.turn += std::ssize(trajectory.turns);
-    out.cu_seqlens[i + 1] = narrow(at.token);
-    out.cu_turns[i + 1] = narrow(at.turn);
-    out.final_positions[i] = end - 1;
-    out.terminated[i] = trajectory.terminated;
-    out.truncated[i] = !trajectory.terminated;
+    out.cu_seqlens[i + 1] = narrow(out.cu_seqlens[i] + trajectories[i].tokens.size());
+    out.cu_turns[i + 1] = narrow(out.cu_turns[i] + std::ssize(trajectories[i].turns));
   }
+  const RowLayout rows(out.cu_seqlens, padding);
+  const auto write = [&](std::int64_t begin, std::int64_t end) noexcept {
+    for (std::size_t i = index(begin); i < index(end); ++i) {
+      if (i + kAhead < trajectories.size()) prefetch(trajectories[i + kAhead]);
+      const TrajectoryView& trajectory = trajectories[i];
+      const std::int64_t place = rows.begin(i);
+      write_tokens(trajectory, place, out.cu_turns[i], out);
+      write_turns(trajectory, place, out.cu_turns[i], out);
+      if (padding) {
+        std::fill_n(out.attention_mask.data() + place, trajectory.tokens.size(), true);
+        write_pads(rows, i, *padding, out);
+      }
+      out.final_positions[i] = place + trajectory.tokens.size() - 1;
+      out.terminated[i] = trajectory.terminated;
+      out.truncated[i] = !trajectory.terminated;
+    }
+  };
+  parallel_ranges(std::ssize(trajectories), threads_worth(std::ssize(out.input_ids), threads), write);
 }
 
 }  // namespace archer_fast

@@ -1,9 +1,11 @@
-// The packed batch: ragged trajectories end to end, never padded.
+// A batch of trajectories as flat arrays.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 
+#include "row_layout.h"
 #include "trajectory_view.h"
 
 namespace archer_fast {
@@ -12,10 +14,13 @@ struct PackedSizes {
   std::int64_t num_trajectories = 0;  // B
   std::int64_t num_turns = 0;         // N
   std::int64_t num_tokens = 0;        // T
+  std::int64_t max_length = 0;        // tokens of the longest
 };
 
-// Destinations of `collate`. archer_fast/packing.py is the specification of every field, with a worked
-// example. Owner: the caller; the spans may not overlap.
+// Destinations of a collation; archer_fast/packing.py explains each and shows an example. Trajectories lie end to end,
+// or, with padding, one in a line: then T here is B * width, and the places between hold pad_token_id, 0, -1 (of
+// turn_ids), false and 0. Positions count places. cu_seqlens are sums of lengths in both.
+// Owner: the caller; nothing is kept.
 struct PackedArrays {
   std::span<std::int32_t> input_ids;         // [T]
   std::span<std::int32_t> position_ids;      // [T]
@@ -33,16 +38,19 @@ struct PackedArrays {
   std::span<bool> terminated;                // [B]
   std::span<bool> truncated;                 // [B]
   std::span<float> rollout_logprobs;         // [T]
+  std::span<bool> attention_mask;            // [T], true at tokens; without padding empty
 
-  // Throws std::invalid_argument that names the array, the length wanted and the length that came.
-  void check(const PackedSizes& sizes) const;
+  // Throws std::invalid_argument that names the array, the length wanted and the length that came, or the field of the
+  // padding.
+  void check(const PackedSizes& sizes, const std::optional<Padding>& padding) const;
 };
 
 // Throws std::invalid_argument where the batch has more tokens than int32 offsets can say.
 PackedSizes packed_sizes(std::span<const TrajectoryView> trajectories);
 
-// Writes every element of every array, in one pass over the trajectories. Pure: no lock, no allocation.
-// Precondition: out.check(packed_sizes(trajectories)) passes.
-void collate(std::span<const TrajectoryView> trajectories, const PackedArrays& out) noexcept;
+// Writes every element of every array, on up to `threads` threads where there is enough to write. Pure: no lock.
+// Precondition: out.check(packed_sizes(trajectories), padding) passes.
+void collate(std::span<const TrajectoryView> trajectories, const std::optional<Padding>& padding, int threads,
+             const PackedArrays& out) noexcept;
 
 }  // namespace archer_fast

@@ -23,12 +23,15 @@ class TokenSpan {
   const std::byte* data() const noexcept { return data_; }
   std::size_t num_bytes() const noexcept { return static_cast<std::size_t>(size_) * width(is_narrow_); }
 
-  // Copies the first `count` tokens after `begin` to `out`. Precondition: there are as many.
-  void copy(std::int64_t begin, std::int64_t count, std::int32_t* out) const noexcept {
+  // The first `count` of them. Precondition: there are as many.
+  TokenSpan first(std::int64_t count) const noexcept { return {data_, count, is_narrow_}; }
+
+  // Copies them to `out`.
+  void copy(std::int32_t* out) const noexcept {
     if (is_narrow_) {
-      std::copy_n(reinterpret_cast<const std::uint16_t*>(data_) + begin, count, out);
+      std::copy_n(reinterpret_cast<const std::uint16_t*>(data_), size_, out);
     } else {
-      std::copy_n(reinterpret_cast<const std::int32_t*>(data_) + begin, count, out);
+      std::copy_n(reinterpret_cast<const std::int32_t*>(data_), size_, out);
     }
   }
 

@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "collation.h"
 #include "concat.h"
 
 namespace archer_fast {
@@ -18,10 +19,6 @@ using WriteLock = std::unique_lock<std::shared_mutex>;
 // The arena hands out bytes; these types may begin their life in them, one after the other.
 static_assert(std::is_trivially_copyable_v<TurnRecord> && alignof(TurnRecord) <= ChunkArena::kAlignment);
 static_assert(sizeof(TurnRecord) % alignof(float) == 0 && alignof(float) % alignof(std::int32_t) == 0);
-
-void check_length(const char* name, std::size_t length, std::size_t wanted) {
-  if (length != wanted) throw std::invalid_argument(concat(name, ": wanted length ", wanted, ", got ", length));
-}
 
 }  // namespace
 
@@ -77,13 +74,13 @@ BufferState TrajectoryBuffer::state_from(std::int64_t first_trajectory_id) const
     const TrajectoryView seen = view(trajectory);
     const std::size_t num_tokens = state.tokens.size();
     state.tokens.resize(num_tokens + static_cast<std::size_t>(seen.tokens.size()));
-    seen.tokens.copy(0, seen.tokens.size(), state.tokens.data() + num_tokens);
+    seen.tokens.copy(state.tokens.data() + num_tokens);
     state.rollout_logprobs.insert(state.rollout_logprobs.end(), seen.rollout_logprobs.begin(),
                                   seen.rollout_logprobs.end());
     for (std::size_t i = 0; i < seen.turns.size(); ++i) {
       const TurnRecord& turn = seen.turns[i];
       state.observation_lengths.push_back(turn.action_begin - seen.observation_begin(i));
-      state.action_lengths.push_back(turn.num_action_tokens());
+      state.action_lengths.push_back(seen.num_action_tokens(i));
       state.rewards.push_back(turn.reward);
       state.policy_versions.push_back(turn.policy_version);
     }
@@ -181,16 +178,15 @@ void TrajectoryBuffer::write_block(const NewTrajectory& trajectory, std::byte* b
   auto* const turns = reinterpret_cast<TurnRecord*>(block);
   auto* const logprobs = reinterpret_cast<float*>(turns + num_turns);
   auto* const tokens = reinterpret_cast<std::byte*>(logprobs + trajectory.rollout_logprobs.size());
-  std::int32_t begin = 0;
+  std::int32_t begin = 0, first_logprob = 0;
   for (std::size_t i = 0; i < num_turns; ++i) {
-    const std::int32_t action_begin = begin + trajectory.observation_lengths[i];
-    const std::int32_t action_end = action_begin + trajectory.action_lengths[i];
     turns[i] = TurnRecord{.policy_version = trajectory.policy_versions[i],
-                          .action_begin = action_begin,
-                          .action_end = action_end,
+                          .action_begin = begin + trajectory.observation_lengths[i],
+                          .first_logprob = first_logprob,
                           .reward = trajectory.rewards[i],
                           .monte_carlo_return = 0.0F};
-    begin = action_end;
+    begin = turns[i].action_begin + trajectory.action_lengths[i];
+    first_logprob += trajectory.action_lengths[i];
   }
   double rest = 0.0;
   for (std::size_t i = num_turns; i-- > 0;) {
@@ -254,8 +250,12 @@ const TrajectoryBuffer::Stored& TrajectoryBuffer::stored(std::int64_t trajectory
   return trajectories_[static_cast<std::size_t>(trajectory_id - first_trajectory_id_)];
 }
 
+std::int64_t TrajectoryBuffer::search_from(std::int64_t turn_id) const {
+  return std::max(owners_.search_from(turn_id), first_trajectory_id_);
+}
+
 std::int64_t TrajectoryBuffer::owner_id(std::int64_t turn_id) const {
-  std::int64_t id = std::max(owners_.search_from(turn_id), first_trajectory_id_);
+  std::int64_t id = search_from(turn_id);
   while (stored(id).first_turn_id + stored(id).num_turns <= turn_id) ++id;
   return id;
 }
@@ -272,7 +272,7 @@ TrajectoryView TrajectoryBuffer::view(const Stored& trajectory) const noexcept {
 
 void TrajectoryBuffer::trajectory_of(std::span<const std::int64_t> turn_ids,
                                      std::span<std::int64_t> trajectory_ids) const {
-  check_length("trajectory_ids", trajectory_ids.size(), turn_ids.size());
+  check_length("trajectory_ids", trajectory_ids.size(), std::ssize(turn_ids));
   const ReadLock lock(mutex_);
   check_live("turn_ids", turn_ids, live_turns());
   std::transform(turn_ids.begin(), turn_ids.end(), trajectory_ids.begin(),
@@ -281,8 +281,8 @@ void TrajectoryBuffer::trajectory_of(std::span<const std::int64_t> turn_ids,
 
 void TrajectoryBuffer::turn_span(std::span<const std::int64_t> trajectory_ids, std::span<std::int64_t> first_turn_ids,
                                  std::span<std::int64_t> num_turns) const {
-  check_length("first_turn_ids", first_turn_ids.size(), trajectory_ids.size());
-  check_length("num_turns", num_turns.size(), trajectory_ids.size());
+  check_length("first_turn_ids", first_turn_ids.size(), std::ssize(trajectory_ids));
+  check_length("num_turns", num_turns.size(), std::ssize(trajectory_ids));
   const ReadLock lock(mutex_);
   check_live("trajectory_ids", trajectory_ids, live_trajectories());
   for (std::size_t i = 0; i < trajectory_ids.size(); ++i) {
@@ -293,11 +293,11 @@ void TrajectoryBuffer::turn_span(std::span<const std::int64_t> trajectory_ids, s
 }
 
 void TrajectoryBuffer::turn_records(std::span<const std::int64_t> turn_ids, const TurnColumns& out) const {
-  check_length("rewards", out.rewards.size(), turn_ids.size());
-  check_length("turn", out.turn.size(), turn_ids.size());
-  check_length("is_last", out.is_last.size(), turn_ids.size());
-  check_length("terminated", out.terminated.size(), turn_ids.size());
-  check_length("truncated", out.truncated.size(), turn_ids.size());
+  check_length("rewards", out.rewards.size(), std::ssize(turn_ids));
+  check_length("turn", out.turn.size(), std::ssize(turn_ids));
+  check_length("is_last", out.is_last.size(), std::ssize(turn_ids));
+  check_length("terminated", out.terminated.size(), std::ssize(turn_ids));
+  check_length("truncated", out.truncated.size(), std::ssize(turn_ids));
   const ReadLock lock(mutex_);
   check_live("turn_ids", turn_ids, live_turns());
   for (std::size_t i = 0; i < turn_ids.size(); ++i) {

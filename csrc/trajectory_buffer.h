@@ -19,9 +19,11 @@
 #include "id_range.h"
 #include "new_trajectory.h"
 #include "packed_arrays.h"
+#include "row_layout.h"
 #include "task_strata.h"
 #include "trajectory_columns.h"
 #include "trajectory_view.h"
+#include "transition_arrays.h"
 #include "turn_owners.h"
 #include "turn_priorities.h"
 #include "uniform_sampler.h"
@@ -58,7 +60,7 @@ struct BufferStats {
   // for a = 0, 1, 2, 4, 8, ...
   std::vector<std::pair<std::int64_t, std::int64_t>> turns_by_age;
   std::vector<std::pair<std::int64_t, std::int64_t>> turns_by_version;  // (version, turns), ascending
-  std::int64_t num_mapped_bytes;  // of features in files, beside num_bytes
+  std::int64_t num_mapped_bytes;                                        // of features in files, beside num_bytes
 };
 
 // Capacity is bounded in tokens and in trajectories; a push that passes a bound first evicts the oldest
@@ -93,7 +95,8 @@ class TrajectoryBuffer {
   std::int64_t push(const NewTrajectory& trajectory);
 
   // Pushes all of them, at one moment, or none; gives their ids. One that is longer than the buffer, or refused for
-  // what is in it, is named by its place. O(T) and as above. After std::bad_alloc or std::system_error those before it stay.
+  // what is in it, is named by its place. O(T) and as above. After std::bad_alloc or std::system_error those before it
+  // stay.
   IdRange extend(const TrajectoryColumns& trajectories);
 
   const BufferOptions& options() const noexcept { return options_; }
@@ -131,9 +134,14 @@ class TrajectoryBuffer {
                  std::span<std::int64_t> num_turns) const;
   void turn_records(std::span<const std::int64_t> turn_ids, const TurnColumns& out) const;
 
-  // An id given twice is written twice. O(T).
+  // Batches of whole trajectories, and of transitions (trajectory_buffer_collation.cpp), in the order of their ids; one
+  // given twice is written twice. The sizes say how long each destination must be. O(T) on up to `threads` threads.
   PackedSizes collated_sizes(std::span<const std::int64_t> trajectory_ids) const;
-  void collate(std::span<const std::int64_t> trajectory_ids, const PackedArrays& out) const;
+  void collate(std::span<const std::int64_t> trajectory_ids, const std::optional<Padding>& padding, int threads,
+               const PackedArrays& out) const;
+  TransitionSizes transition_sizes(std::span<const std::int64_t> turn_ids) const;
+  void collate_transitions(std::span<const std::int64_t> turn_ids, const std::optional<Padding>& padding, int threads,
+                           const TransitionArrays& out) const;
 
   // Features (trajectory_buffer_features.cpp): a trajectory of N turns has room for N + 1 rows of feature_bytes each,
   // taken as it is pushed, and freed with it. What a row means is the caller's to say: row i is what is known at turn
@@ -190,9 +198,11 @@ class TrajectoryBuffer {
   IdRange live_trajectories() const noexcept;
   IdRange live_turns() const noexcept;
   const Stored& stored(std::int64_t trajectory_id) const;
+  std::int64_t search_from(std::int64_t turn_id) const;  // its owner, or a live trajectory shortly before it
   std::int64_t owner_id(std::int64_t turn_id) const;
   const Stored& owner_of(std::int64_t turn_id) const { return stored(owner_id(turn_id)); }
   std::vector<TrajectoryView> views(std::span<const std::int64_t> trajectory_ids) const;
+  std::vector<TransitionView> transitions(std::span<const std::int64_t> turn_ids) const;
   BufferState state_from(std::int64_t first_trajectory_id) const;
   const TaskStrata& strata_of(bool of_turns, std::int64_t min_policy_version, bool by_task);
   std::int64_t num_bytes() const noexcept;
@@ -218,7 +228,7 @@ class TrajectoryBuffer {
   TurnPriorities priorities_;        // of turn_range()
   VersionTable versions_;
   std::optional<FeatureStore> features_;  // of trajectory_range()
-  std::optional<Choice> choice_;  // what strata_ holds
+  std::optional<Choice> choice_;          // what strata_ holds
   TaskStrata strata_;
   std::int64_t first_trajectory_id_ = 0;
   std::int64_t first_turn_id_ = 0;

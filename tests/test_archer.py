@@ -23,6 +23,7 @@ from archer_fast.optim import NonFiniteLoss
 from archer_fast.rollout.embedded import EmbeddedEngine
 from archer_fast.rollout.interact import play_games
 from archer_fast.trajectory import Trajectory, Turn
+from archer_fast.turn_features import FeatureLayout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STOP, VOCAB = 0, 11
@@ -80,7 +81,10 @@ def make_learner(make_lm: MakeLM, config: Config, seed: int = 0, flatten: float 
         for p in actor.parameters():
             p.mul_(1.05)
     engine = EmbeddedEngine(actor, STOP, num_slots=8, max_new_tokens=4, generator=torch.Generator().manual_seed(seed))
-    buffer = TrajectoryBuffer(config.buffer.max_tokens, config.buffer.max_trajectories, seed)
+    row_bytes = FeatureLayout.of(reference).row_bytes if config.critic.trunk == "frozen" else 0
+    buffer = TrajectoryBuffer(
+        config.buffer.max_tokens, config.buffer.max_trajectories, seed, feature_bytes=row_bytes, max_feature_memory=0
+    )
     return Archer(config, actor, reference, engine, buffer)
 
 
@@ -419,6 +423,16 @@ class PassSizes:
         )
 
 
+def stored_features(learner: Archer) -> dict[str, Tensor]:
+    """What the buffer keeps of every turn for a frozen trunk; nothing for another."""
+    if learner.critic.trains_trunk:
+        return {}
+    turn_ids = np.arange(*learner.buffer.turn_range)
+    rows = learner.buffer.read_features(turn_ids, learner.trunk_version, learner.layout.state_bytes)
+    state, action, behind = learner.layout.read(rows, torch.zeros(turn_ids.size, dtype=torch.int64))
+    return {"state": state.hidden, "action": action.hidden, "logprob": action.logprob, "behind": behind.hidden}
+
+
 def iteration_in_passes(
     make_lm: MakeLM, trunk: str, max_pass_tokens: int
 ) -> tuple[dict[str, float], dict[str, Tensor], PassSizes]:
@@ -438,7 +452,7 @@ def iteration_in_passes(
     found = {f"actor.{n}": p.grad for n, p in learner.actor.named_parameters() if p.grad is not None}
     found |= {f"heads.{n}": p.grad for n, p in learner.critic.heads.named_parameters() if p.grad is not None}
     found |= {f"fresh.{n}": x for n, x in fresh._asdict().items()}
-    found |= {f"cache.{n}": x for n, x in learner.cache.state_dict().items()}
+    found |= stored_features(learner)
     return meters.read(), found, sizes
 
 
@@ -561,15 +575,11 @@ def test_saved_state_continues_bit_by_bit(make_lm: MakeLM, trunk: str, value_tar
     assert first.state_numbers()["steps"] == {"critic": [6, 0], "actor": [4, 0]}
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [("critic.heads.q.weights.1", "critic.heads.q.weights.1"), ("cache.state", "state"), ("cache.live", "live")],
-)
-def test_a_missing_tensor_is_named(make_lm: MakeLM, name: str, message: str) -> None:
+def test_a_missing_tensor_is_named(make_lm: MakeLM) -> None:
     learner = make_learner(make_lm, make_config())
     tensors = learner.state_tensors()
-    del tensors[name]
-    with pytest.raises(KeyError, match=message):
+    del tensors["critic.heads.q.weights.1"]
+    with pytest.raises(KeyError, match=r"critic\.heads\.q\.weights\.1"):
         learner.load_state_tensors(tensors)
 
 
@@ -586,8 +596,32 @@ def test_features_of_another_start_policy_are_refused(make_lm: MakeLM) -> None:
     with torch.no_grad():
         next(other.reference.parameters())[0, 0] += 1e-3
     other = Archer(other.config, other.actor, other.reference, other.engine, other.buffer)
-    with pytest.raises(ValueError, match=r"cache\.live: features of a trunk"):
-        learner.load_state_tensors(other.state_tensors())
+    with pytest.raises(ValueError, match=r"trunk_version: features of a trunk"):
+        learner.load_state_numbers(other.state_numbers())
+
+
+def test_a_buffer_with_rows_of_another_size_is_refused(make_lm: MakeLM) -> None:
+    learner = make_learner(make_lm, make_config())
+    buffer = TrajectoryBuffer(4096, 64)
+    with pytest.raises(ValueError, match=rf"buffer: wanted feature_bytes = {learner.layout.row_bytes}, got 0"):
+        Archer(learner.config, learner.actor, learner.reference, learner.engine, buffer)
+
+
+def test_games_that_lack_features_are_read_again(make_lm: MakeLM) -> None:
+    learner = make_learner(make_lm, make_config())
+    learner.insert(random_games(), Meters())
+    wanted = stored_features(learner)
+    assert learner.complete_features() == 0
+    lost = np.array([1, 4, 5])
+    num_rows = int((learner.buffer.turn_span(lost)[1] + 1).sum())
+    learner.buffer.set_features(lost, 0, np.zeros((num_rows, learner.layout.row_bytes), np.uint8))
+    with pytest.raises(
+        ValueError, match=r"wanted features of trunk version \d+, got turn \d of trajectory 1, which has"
+    ):
+        stored_features(learner)
+    assert learner.complete_features() == 3
+    for name, tensor in stored_features(learner).items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-5)
 
 
 # -- what is not finite ----------------------------------------------------------------------------
@@ -615,14 +649,14 @@ def test_one_bad_batch_is_skipped_and_the_run_goes_on(make_lm: MakeLM) -> None:
     config = make_config(epochs=3)
     learner = make_learner(make_lm, config)
     learner.insert(random_games(), Meters())
-    read, calls = learner.cache.states, []
+    read, calls = learner.layout.read, []
 
-    def states(turn_ids: Tensor, turn: Tensor) -> StateFeatures:
+    def faulty(*args: Any) -> tuple[StateFeatures, ActionFeatures, StateFeatures]:
         calls.append(1)
-        found = read(turn_ids, turn)
-        return found._replace(hidden=found.hidden * torch.nan) if len(calls) == 2 else found
+        state, action, behind = read(*args)
+        return (state._replace(hidden=state.hidden * torch.nan) if len(calls) == 2 else state), action, behind
 
-    learner.cache.states = states  # type: ignore[method-assign]
+    learner.layout.read = faulty  # type: ignore[method-assign]
     meters = Meters()
     learner.update_critic(meters)
     assert meters.read()["skipped_steps"] == 1

@@ -9,52 +9,21 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import saved_buffers
 from hypothesis import HealthCheck, given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from random_games import assert_same, random_trajectories, random_trajectory
 
-from archer_fast import _C
 from archer_fast.buffer import TrajectoryBuffer
-from archer_fast.packing import PackedArrays, assert_invariants, empty_packed_arrays, pack_trajectories
+from archer_fast.packing import assert_invariants, empty_packed_arrays, pack_trajectories
 from archer_fast.trajectory import Trajectory, Turn
 from archer_fast.trajectory_arrays import TrajectoryArrays
-
-
-def random_trajectory(
-    rng: np.random.Generator, max_turns: int = 5, max_length: int = 6, vocab_size: int = 2**31
-) -> Trajectory:
-    turns = []
-    for _ in range(rng.integers(1, max_turns + 1)):
-        observation, action = rng.integers(1, max_length + 1, size=2)
-        turns.append(
-            Turn(
-                rng.integers(0, vocab_size, size=observation),
-                rng.integers(0, vocab_size, size=action),
-                -rng.random(action, dtype=np.float32),
-                float(rng.normal()),
-                int(rng.integers(0, 2**40)),
-            )
-        )
-    final = rng.integers(0, 100, size=rng.integers(0, 4), dtype=np.int32)
-    terminated = bool(rng.random() < 0.5)
-    return Trajectory(tuple(turns), final, terminated, not terminated)
-
-
-def random_trajectories(num: int, seed: int = 0, vocab_size: int = 2**31) -> list[Trajectory]:
-    rng = np.random.default_rng(seed)
-    return [random_trajectory(rng, vocab_size=vocab_size) for _ in range(num)]
 
 
 def filled(num: int = 20, max_trajectories: int = 100, seed: int = 0) -> tuple[TrajectoryBuffer, list[Trajectory]]:
     buffer, games = TrajectoryBuffer(10_000, max_trajectories, seed), random_trajectories(num)
     buffer.extend(games)
     return buffer, games
-
-
-def assert_same(got: PackedArrays, wanted: PackedArrays) -> None:
-    for name in PackedArrays._fields:
-        left, right = getattr(got, name), getattr(wanted, name)
-        assert left.dtype == right.dtype, name
-        np.testing.assert_array_equal(left, right, err_msg=name)
 
 
 @given(st.data())
@@ -73,15 +42,15 @@ def test_collate_writes_every_element_of_poisoned_arrays() -> None:
     buffer, games = filled()
     ids = np.arange(20)
     core = buffer._core
-    out = empty_packed_arrays(*core.collated_sizes(ids))
+    out = empty_packed_arrays(*core.collated_sizes(ids)[:3])
     for array in out:
         array.fill(-123 if array.dtype != np.bool_ else True)
-    core.collate(ids, **out._asdict())
+    core.collate(ids, None, 1, **out._asdict())
     assert_same(out, pack_trajectories(games))
     out.action_mask.fill(False)
     out.terminated.fill(False)
     out.truncated.fill(False)
-    core.collate(ids, **out._asdict())
+    core.collate(ids, None, 1, **out._asdict())
     assert_same(out, pack_trajectories(games))
 
 
@@ -121,7 +90,7 @@ class RingMachine(RuleBasedStateMachine):
     @rule()
     def restore(self) -> None:
         restored = TrajectoryBuffer.__new__(TrajectoryBuffer)
-        restored._core = _C.TrajectoryBuffer.restore(**self.buffer._core.state())
+        restored._core = saved_buffers.restored(self.buffer._core.state())
         self.buffer = restored
 
     @precondition(lambda self: self.pushed)
@@ -231,11 +200,11 @@ def test_a_state_that_contradicts_itself_names_the_field() -> None:
     state = buffer._core.state()
     for name in ("tokens", "rewards", "policy_versions", "rollout_logprobs", "terminated", "priorities", "task_ids"):
         with pytest.raises(ValueError, match=f"{name}: wanted"):
-            _C.TrajectoryBuffer.restore(**(state | {name: state[name][:-1]}))  # type: ignore[typeddict-item]
+            saved_buffers.restored(state | {name: state[name][:-1]})  # type: ignore[typeddict-item]
     with pytest.raises(ValueError, match="first_turn_id: wanted 0 to"):
-        _C.TrajectoryBuffer.restore(**(state | {"first_turn_id": -1}))
+        saved_buffers.restored(state | {"first_turn_id": -1})
     with pytest.raises(ValueError, match="num_turns: wanted at most max_trajectories = 2 items, got 3"):
-        _C.TrajectoryBuffer.restore(**(state | {"max_trajectories": 2}))
+        saved_buffers.restored(state | {"max_trajectories": 2})
 
 
 def test_bad_sizes_and_seeds() -> None:
@@ -460,10 +429,10 @@ def test_a_small_vocabulary_halves_the_tokens() -> None:
 def test_collate_refuses_what_it_could_not_write_to() -> None:
     buffer, _ = filled(2)
     ids = np.array([0, 1])
-    good = empty_packed_arrays(*buffer._core.collated_sizes(ids))._asdict()
+    good = empty_packed_arrays(*buffer._core.collated_sizes(ids)[:3])._asdict()
 
     def collate(**changes: Any) -> None:
-        buffer._core.collate(ids, **(good | changes))
+        buffer._core.collate(ids, None, 1, **(good | changes))
 
     for name, array in good.items():
         for other in (np.zeros(array.size, np.float64), np.zeros(array.size, np.uint8), np.repeat(array, 2)[::2]):

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from saved_buffers import assert_same_state, filled, learn, names_in, push, state_of
+from saved_buffers import assert_same_state, filled, learn, names_in, push, read_again, state_of
 
 from archer_fast.buffer import TrajectoryBuffer
 from archer_fast.segment_manifest import read_manifest
 
 TESTS = Path(__file__).parent
-NEW = functools.partial(TrajectoryBuffer, 120, 9, 5)  # small, so that commits delete segments too
+NEW = functools.partial(TrajectoryBuffer, 120, 9, 5, feature_bytes=20)  # small, so that commits delete files too
 
 
 def step(buffer: TrajectoryBuffer) -> None:
@@ -32,6 +32,7 @@ def step(buffer: TrajectoryBuffer) -> None:
     push(buffer, 1 + buffer.trajectory_range[1] % 4)
     buffer.sample_turns(3)
     learn(buffer)
+    read_again(buffer)
 
 
 @functools.cache
@@ -152,15 +153,21 @@ EVENTS = {
 
 
 def scene(folder: Path) -> TrajectoryBuffer:
-    """Two commits in folder/a; the next commit, to a or to b, links or keeps, writes, evicts and sweeps."""
+    """Three commits in folder/a; the next commit, to a or to b, links or keeps, writes, evicts and sweeps."""
     shutil.rmtree(folder, ignore_errors=True)
-    buffer = filled(4, max_trajectories=7)
+    buffer = filled(4, max_trajectories=7, feature_bytes=20)
     buffer.save(folder / "a")
-    push(buffer, 3)
-    buffer.save(folder / "a")
+    for _ in range(2):
+        push(buffer, 2)
+        buffer.save(folder / "a")
     (folder / "a" / ".manifest.json.tmp").write_text("left by a kill")
-    push(buffer, 5)
+    push(buffer, 4)  # the first segment goes
+    read_again(buffer)  # the oldest one's features, in the second segment
     return buffer
+
+
+def last_commit() -> TrajectoryBuffer:
+    return filled(8, max_trajectories=7, feature_bytes=20)
 
 
 def commit_to(which: str, folder: Path, buffer: TrajectoryBuffer) -> None:
@@ -186,7 +193,7 @@ def die_at_every_step(folder: Path, which: str) -> None:
     hook = Hook(lambda: os.kill(os.getpid(), signal.SIGKILL))
     for at in range(1000):
         buffer = scene(folder)
-        before, after = filled(7, max_trajectories=7), state_of(buffer)
+        before, after = last_commit(), state_of(buffer)
         pid = os.fork()
         if pid == 0:
             hook.at = at
@@ -203,7 +210,7 @@ def die_at_every_step(folder: Path, which: str) -> None:
             if there.exists():
                 assert_same_state(TrajectoryBuffer.load(folder / "b"), after)
         else:
-            assert_same_state(a, before if a.trajectory_range[1] == 7 else after)
+            assert_same_state(a, before if a.trajectory_range[1] == 8 else after)
         commit_to(which, folder, buffer)  # the one that was not killed goes on
         assert_same_state(TrajectoryBuffer.load(folder / which), after)
         assert swept(folder / which)
@@ -219,7 +226,7 @@ def fail_at_every_step(folder: Path, which: str) -> None:
     for at in range(1000):
         buffer = scene(folder)
         (folder / "a" / ".manifest.json.tmp").unlink()
-        before, after = filled(7, max_trajectories=7), state_of(buffer)
+        before, after = last_commit(), state_of(buffer)
         names = set(names_in(folder / "a"))
         try:
             hook.at = at
@@ -233,7 +240,7 @@ def fail_at_every_step(folder: Path, which: str) -> None:
             assert error.errno == 28
         assert_same_state(buffer, after)
         there = TrajectoryBuffer.load(folder / "a")
-        if which == "b" or there.trajectory_range[1] == 7:
+        if which == "b" or there.trajectory_range[1] == 8:
             assert_same_state(there, before)
             assert set(names_in(folder / "a")) == names
         else:
@@ -257,7 +264,7 @@ def in_a_process(call: str, *before: str) -> str:
 @pytest.mark.parametrize("what", ["die_at_every_step", "fail_at_every_step"])
 def test_every_step_of_a_commit_may_be_the_last(tmp_path: Path, what: str, which: str) -> None:
     steps = int(in_a_process(f"{what}(Path({str(tmp_path / 'x')!r}), {which!r})"))
-    assert steps >= 12, "lock, manifest, 2 links or none, 3 files opened and renamed, folder, sweep"
+    assert steps >= 16, "lock, manifest, 2 links or none, 5 files opened and renamed, folder, sweep"
 
 
 _ORDER = """
@@ -282,22 +289,23 @@ print("\\n".join(steps))
 
 def test_nothing_is_named_before_it_lasts_and_nothing_deleted_before_its_successor_does(tmp_path: Path) -> None:
     steps = in_a_process(_ORDER.format(folder=str(tmp_path / "x"))).splitlines()
-    segment, priorities = (
-        ".segment-000000000007-000000000012.safetensors.tmp",
-        ".priorities-000000003.safetensors.tmp",
-    )
-    assert steps[:8] == [
-        f"sync {segment}",
-        f"rename {segment}",
-        f"sync {priorities}",
-        f"rename {priorities}",
+    written = [
+        ".segment-000000000008-000000000012.safetensors.tmp",
+        ".features-000000000005-000000000006.safetensors.tmp",
+        ".features-000000000008-000000000012.safetensors.tmp",
+        ".priorities-000000004.safetensors.tmp",
+    ]
+    assert steps[:8] == [f"{what} {name}" for name in written for what in ("sync", "rename")]
+    assert steps[8:12] == [
         "sync a",
         "sync .manifest.json.tmp",
         "rename .manifest.json.tmp",
         "sync a",
     ]
-    assert sorted(steps[8:]) == [
-        "remove priorities-000000002.safetensors",
+    assert sorted(steps[12:]) == [
+        "remove features-000000000000-000000000004.safetensors",
+        "remove features-000000000004-000000000006.safetensors",
+        "remove priorities-000000003.safetensors",
         "remove segment-000000000000-000000000004.safetensors",
     ]
 

@@ -11,11 +11,11 @@ import hypothesis.strategies as st
 import numpy as np
 import numpy.typing as npt
 import pytest
+import saved_buffers
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from plain_generator import PlainGenerator
 
-from archer_fast import _C
 from archer_fast.buffer import BufferStats, PrioritisedSample, TrajectoryBuffer
 from archer_fast.trajectory import Trajectory, Turn
 
@@ -34,7 +34,7 @@ def filled(*games: Sequence[int], task_ids: Sequence[int] | None = None, seed: i
 
 def restored(buffer: TrajectoryBuffer) -> TrajectoryBuffer:
     other = TrajectoryBuffer.__new__(TrajectoryBuffer)
-    other._core = _C.TrajectoryBuffer.restore(**buffer._core.state())
+    other._core = saved_buffers.restored(buffer._core.state())
     return other
 
 

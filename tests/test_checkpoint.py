@@ -137,9 +137,10 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 1}, "field 'format': wanted 2, got 1: an older archer_fast wrote this run"),
-        ({"format": 3}, "field 'format': wanted 2, got 3"),
-        ({"format": None}, "field 'format': wanted 2, got None"),
+        ({"format": 1}, "field 'format': wanted 3, got 1: an older archer_fast wrote this run"),
+        ({"format": 2}, "field 'format': wanted 3, got 2: an older archer_fast wrote this run"),
+        ({"format": 4}, "field 'format': wanted 3, got 4"),
+        ({"format": None}, "field 'format': wanted 3, got None"),
         ({"sha256": None}, "field 'sha256' is missing"),
     ],
 )

@@ -174,10 +174,10 @@ class Folders(RuleBasedStateMachine):
 
     folders: Bundle[str] = Bundle("folders")
 
-    @initialize(seed=st.integers(0, 9))
-    def begin(self, seed: int) -> None:
+    @initialize(seed=st.integers(0, 9), feature_bytes=st.sampled_from([0, 12]))
+    def begin(self, seed: int, feature_bytes: int) -> None:
         self.root = Path(tempfile.mkdtemp())
-        self.buffer = TrajectoryBuffer(120, 8, seed)
+        self.buffer = TrajectoryBuffer(120, 8, seed, feature_bytes=feature_bytes)
         self.saved: dict[str, dict[str, Any]] = {}
         self.count = 0
 
@@ -192,6 +192,17 @@ class Folders(RuleBasedStateMachine):
         if len(self.buffer):
             self.buffer.sample_turns(drawn)
             learn(self.buffer)
+
+    @rule(place=st.floats(0, 0.999), num=st.integers(1, 3), trunk_version=st.integers(0, 9))
+    def set_features(self, place: float, num: int, trunk_version: int) -> None:
+        first, end = self.buffer.trajectory_range
+        if first < end and self.buffer.feature_bytes:
+            self.count += 1
+            begin = first + int(place * (end - first))
+            ids = np.arange(begin, min(begin + num, end))
+            num_rows = int((self.buffer.turn_span(ids)[1] + 1).sum())
+            rows = np.random.default_rng(self.count).integers(0, 256, (num_rows, 12), np.uint8)
+            self.buffer.set_features(ids, trunk_version, rows)
 
     @rule(target=folders)
     def save_elsewhere(self) -> str:

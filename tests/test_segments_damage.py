@@ -151,6 +151,12 @@ def test_a_token_that_the_core_refuses_is_named_with_the_folder(saved: Path) -> 
         load(saved)
 
 
+def test_a_number_that_its_type_does_not_hold_is_named_with_the_folder(saved: Path) -> None:
+    reseal_manifest(saved, scalars=read_manifest(saved).scalars | {"seed": 2**64})
+    with pytest.raises(ValueError, match=rf"{re.escape(str(saved))}: seed: wanted a number in the range of its type"):
+        load(saved)
+
+
 def test_a_file_that_is_no_safetensors_under_a_right_checksum(saved: Path) -> None:
     manifest = read_manifest(saved)
     path = saved / manifest.priorities.name
@@ -203,7 +209,7 @@ def test_a_manifest_that_is_wrong_under_a_right_checksum(saved: Path) -> None:
         ({"segments": (third._replace(first=9),)}, "end: wanted more than first"),
         ({"segments": (first._replace(first=-1),)}, "first: wanted an integer of 0 or more, got -1"),
         ({"segments": (first._replace(first="0"),)}, "first: wanted an integer of 0 or more, got '0'"),
-        ({"segments": (first._replace(file=first.file._replace(name="../a")),)}, "name: wanted a segment or"),
+        ({"segments": (first._replace(file=first.file._replace(name="../a")),)}, "name: wanted a segment, features or"),
         ({"segments": (second, third)}, "first_trajectory_id: wanted one of the first segment, 4 to 6, got 2"),
         ({"scalars": scalars | {"first_trajectory_id": 4}}, "first_trajectory_id: wanted one of the first segment"),
         ({"scalars": {k: v for k, v in scalars.items() if k != "seed"}}, "scalars: wanted "),

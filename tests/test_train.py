@@ -20,7 +20,7 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
-from saved_buffers import assert_same_state
+from saved_buffers import assert_same_state, reseal_manifest, state_of
 from torch import Tensor
 
 from archer_fast import _C
@@ -32,6 +32,7 @@ from archer_fast.buffer import TrajectoryBuffer
 from archer_fast.checkpoint import CheckpointError, list_checkpoints, load_checkpoint
 from archer_fast.config import (
     ActorConfig,
+    BufferConfig,
     Config,
     CriticConfig,
     EvalConfig,
@@ -53,6 +54,7 @@ from archer_fast.packing import PackedArrays, assert_invariants
 from archer_fast.rollout.interact import TooManyDroppedGames
 from archer_fast.run_folder import RunFolder
 from archer_fast.run_state import RunState
+from archer_fast.segment_manifest import read_manifest
 from archer_fast.tiny_model import TinyModel
 from archer_fast.train import Interrupted, StopRequest, train
 from archer_fast.trajectory import Trajectory
@@ -191,7 +193,7 @@ def assert_same_run(left: Path, right: Path) -> None:
     assert checkpoints[0].path.name == checkpoints[1].path.name == "iteration-000004"
     assert checkpoints[0].tensors.keys() == checkpoints[1].tensors.keys()
     kinds = {name.split(".")[0] for name in checkpoints[0].tensors}
-    assert kinds == {"critic", "cache", "optimizer", "generator"}
+    assert kinds == {"critic", "optimizer", "generator"}
     for key, tensor in checkpoints[0].tensors.items():
         assert torch.equal(tensor, checkpoints[1].tensors[key]), key
     assert checkpoints[0].numbers == checkpoints[1].numbers
@@ -260,7 +262,7 @@ def test_ctrl_c_ends_the_iteration_saves_it_and_the_run_goes_on(whole_run: Path,
     done = in_another_process(tmp_path, "update_critic", 3, signal.SIGINT)
     assert (done.returncode, done.stdout) == (0, "saved iteration-000003\n"), done.stderr
     assert [row["iteration"] for row in read_rows(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
-    run(tiny_config(tmp_path, resume=True))
+    run(tiny_config(tmp_path, resume=True, buffer=BufferConfig(max_feature_memory_gb=0)))  # in mapped files from now on
     assert_same_run(whole_run, tmp_path)
 
 
@@ -332,6 +334,29 @@ def test_resume_names_a_damaged_file(whole_run: Path, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=rf"{re.escape(str(file))}: {message}"):
             run(tiny_config(tmp_path, resume=True))
         file.write_bytes(whole)
+
+
+def test_resume_reads_games_without_features_again(whole_run: Path, tmp_path: Path) -> None:
+    checkpoint = copy_of(whole_run, tmp_path)
+    manifest = read_manifest(checkpoint / "buffer")
+    reseal_manifest(checkpoint / "buffer", segments=tuple(s._replace(features=None) for s in manifest.segments))
+    listener = Listener()
+    run(tiny_config(tmp_path, resume=True), listener)
+    assert "16 games had no features of this start policy: they were read again" in listener.messages
+    (wanted, got) = (TrajectoryBuffer.load(x / "checkpoints/iteration-000004/buffer") for x in (whole_run, tmp_path))
+    for name in ("trunk_versions", "tokens"):
+        assert state_of(got)[name].tolist() == state_of(wanted)[name].tolist()
+
+
+def test_resume_with_another_start_policy_is_refused(whole_run: Path, tmp_path: Path) -> None:
+    checkpoint = copy_of(whole_run, tmp_path)
+    file = tmp_path / "start" / "model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    next(iter(tensors.values())).view(-1)[0] += 1
+    safetensors.torch.save_file(tensors, file, {"format": "pt"})
+    message = r"field 'learner': trunk_version: features of a trunk [0-9a-f]{8}, but the start policy is [0-9a-f]{8}"
+    with pytest.raises(CheckpointError, match=rf"{re.escape(str(checkpoint))}/state\.json: {message}"):
+        run(tiny_config(tmp_path, resume=True))
 
 
 def test_a_run_of_an_older_version_is_refused_by_name(whole_run: Path, tmp_path: Path) -> None:

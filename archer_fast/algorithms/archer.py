@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from archer_fast.advantages import centre_by_state, td_target
 from archer_fast.backbone import Backbone
 from archer_fast.batch import Alternatives, PackedBatch, TreeBatch, plant_tree
 from archer_fast.buffer import TrajectoryBuffer
+from archer_fast.buffer_records import FeatureRows, TurnRecords
 from archer_fast.config import Config
 from archer_fast.critic import (
     ActionFeatures,
@@ -23,13 +24,24 @@ from archer_fast.critic import (
     read_games,
     read_tree,
 )
-from archer_fast.feature_cache import FeatureCache
+from archer_fast.device_staging import DeviceStaging
 from archer_fast.meters import Meters
 from archer_fast.ops import critic_loss
 from archer_fast.optim import GuardedStep
+from archer_fast.packing import Int64, PackedArrays
+from archer_fast.prefetch import Prefetcher
 from archer_fast.rollout.embedded import EmbeddedEngine
 from archer_fast.token_packer import pack_tokens
 from archer_fast.trajectory import Trajectory
+from archer_fast.turn_features import FeatureLayout
+
+
+class ReplayedTurns(NamedTuple):
+    """What is read of the buffer for one critic step of n turns."""
+
+    trajectory_ids: Int64  # [n]
+    records: TurnRecords
+    read: FeatureRows | PackedArrays  # the turns' features, or their whole games for a trunk that trains
 
 
 class Archer:
@@ -41,7 +53,11 @@ class Archer:
         self.config = config
         self.actor, self.reference, self.engine, self.buffer = actor, reference, engine, buffer
         self.critic = TurnCritic(config.critic, actor, reference, seed=config.seed + 1)
-        self.cache = FeatureCache(actor.hidden_size, actor.device, trunk_version=reference.fingerprint())
+        self.layout, self.trunk_version = FeatureLayout.of(reference), reference.fingerprint()
+        wanted = 0 if self.critic.trains_trunk else self.layout.row_bytes
+        if buffer.feature_bytes != wanted:
+            raise ValueError(f"buffer: wanted feature_bytes = {wanted}, got {buffer.feature_bytes}")
+        self.staging = DeviceStaging(actor.device)
         self.rng = np.random.default_rng([config.seed, 2])  # which turns of a game the actor visits
         c, a, patience = config.critic, config.actor, config.max_skipped_steps
         head_groups = [
@@ -60,34 +76,38 @@ class Archer:
         games = np.arange(max(first, low), end)  # all but those that the push itself evicted
         if games.size == 0:
             return
-        passes = self._passes([t.num_tokens for t in trajectories[-games.size :]])
-        parts, sums = [], []
-        for part in passes:
-            batch = self._collate(games[part])
-            with torch.no_grad():
-                parts.append(read_games(self.reference, batch, self.config.rollout.temperature))
-            logprob = parts[-1].action.logprob.sum()
+        sums, num_turns = [], 0
+        for batch, features in self._read_start_policy(games):
+            logprob = features.action.logprob.sum()
             sums.append(torch.stack([batch.rollout_logprobs.sum(), logprob, batch.action_mask.sum()]))
+            num_turns += sum(batch.num_turns)
             meters.count(processed_tokens=batch.num_tokens)
         rollout_logprob, logprob, num_tokens = torch.stack(sums).sum(0)
-        turn_ids = np.concatenate([self._turns_of(games[part]) for part in passes])
-        meters.add(kl=(rollout_logprob - logprob) / turn_ids.size)
+        meters.add(kl=(rollout_logprob - logprob) / num_turns)
         # Minus the mean log-prob of what was sampled estimates the entropy without a pass of its own.
         meters.add(entropy=-rollout_logprob / num_tokens)
-        if not self.critic.trains_trunk:
-            features, first_turn = _in_order(parts, turn_ids, np.concatenate(passes)), int(turn_ids.min())
-            self.cache.insert(features, first_turn, int(games[0]), self.buffer.turn_range, self.buffer.trajectory_range)
+
+    def complete_features(self) -> int:
+        """Read the games in the buffer that lack what a frozen trunk makes of them; how many there were."""
+        if self.critic.trains_trunk:
+            return 0
+        missing = self.buffer.trajectories_without_features(self.trunk_version)
+        for begin in range(0, missing.size, 1024):
+            for _ in self._read_start_policy(missing[begin : begin + 1024]):
+                pass
+        return int(missing.size)
 
     def update_critic(self, meters: Meters, on_step: Callable[[], object] = lambda: None) -> None:
         """`epochs` gradient steps on replayed transitions, the target moved after each."""
         c = self.config.critic
         draws = [self._draw_transitions() for _ in range(c.epochs)]
         fresh = self._fresh_actions(draws, meters) if c.value_target == "resample" else None
-        for epoch, turn_ids in enumerate(draws):
-            loss = self._critic_loss(turn_ids, None if fresh is None else fresh[epoch], meters)
-            self.critic_step(loss, meters, self.buffer.trajectory_of(turn_ids))
-            self.critic.update_targets()
-            on_step()
+        with Prefetcher(map(self._replay, draws)) as replayed:
+            for epoch, turns in enumerate(replayed):
+                loss = self._critic_loss(turns, None if fresh is None else fresh[epoch], meters)
+                self.critic_step(loss, meters, turns.trajectory_ids)
+                self.critic.update_targets()
+                on_step()
         self.critic_step.check(meters)
 
     def update_actor(self, newest: int, meters: Meters, on_step: Callable[[], object] = lambda: None) -> None:
@@ -139,7 +159,6 @@ class Archer:
     def state_tensors(self) -> dict[str, Tensor]:
         """Everything but the policy, the buffer and `state_numbers` that an exact resume needs."""
         tensors = {f"critic.{k}": v for k, v in self.critic.state_dict().items()}
-        tensors |= {f"cache.{k}": v for k, v in self.cache.state_dict().items()}
         for name, step in self._steps().items():
             tensors |= {f"optimizer.{name}.{k}": v for k, v in step.state_tensors().items()}
         return tensors
@@ -155,7 +174,6 @@ class Archer:
         if mine != saved.keys():
             raise KeyError(f"critic.{sorted(mine ^ saved.keys())[0]}")
         self.critic.load_state_dict(saved, strict=False)
-        self.cache.load_state_dict(under("cache."))
         for name, step in self._steps().items():
             step.load_state_tensors(under(f"optimizer.{name}."))
 
@@ -164,9 +182,15 @@ class Archer:
         return {
             "rng": self.rng.bit_generator.state,
             "steps": {name: [s.num_steps, s.skipped_in_a_row] for name, s in self._steps().items()},
+            "trunk_version": self.trunk_version,
         }
 
     def load_state_numbers(self, numbers: dict[str, Any]) -> None:
+        """Inverse of `state_numbers`; ValueError where they belong to another start policy."""
+        if (saved := numbers["trunk_version"]) != self.trunk_version:
+            raise ValueError(
+                f"trunk_version: features of a trunk {saved:08x}, but the start policy is {self.trunk_version:08x}"
+            )
         self.rng.bit_generator.state = numbers["rng"]
         for name, step in self._steps().items():
             step.num_steps, step.skipped_in_a_row = numbers["steps"][name]
@@ -181,19 +205,27 @@ class Archer:
         games = np.sort(self.buffer.sample_trajectories(min(num_games, len(self.buffer))))  # as they are collated
         return self._turns_of(games)
 
-    def _critic_loss(self, turn_ids: np.ndarray, fresh: ActionFeatures | None, meters: Meters) -> Tensor:
-        records = self.buffer.turn_records(turn_ids)
-        device = self.actor.device
-        ids = torch.from_numpy(turn_ids).to(device)
-        turn = torch.from_numpy(records.turn).to(device).long()
-        is_last = torch.from_numpy(records.is_last).to(device)
-        games = torch.from_numpy(self.buffer.trajectory_of(turn_ids)).to(device)
+    def _replay(self, turn_ids: np.ndarray) -> ReplayedTurns:
+        """What a critic step reads of the buffer; made by a thread of its own while the step before runs."""
+        records, trajectory_ids = self.buffer.turn_records(turn_ids), self.buffer.trajectory_of(turn_ids)
+        read: FeatureRows | PackedArrays
         if self.critic.trains_trunk:
-            state, action, next_state, target_state, target_action = self._read_trained_trunk(turn_ids, meters)
+            read = self.buffer.collate(np.unique(trajectory_ids), memory=self.staging.memory)
         else:
-            state = target_state = self.cache.states(ids, turn)
-            action = target_action = self.cache.actions(ids)
-            next_state = self.cache.next_states(ids, turn, is_last, games)
+            bytes_behind = self.layout.state_bytes
+            read = self.buffer.read_features(turn_ids, self.trunk_version, bytes_behind, memory=self.staging.memory)
+        return ReplayedTurns(trajectory_ids, records, read)
+
+    def _critic_loss(self, turns: ReplayedTurns, fresh: ActionFeatures | None, meters: Meters) -> Tensor:
+        records, device = turns.records, self.actor.device
+        if isinstance(turns.read, PackedArrays):
+            batch = PackedBatch.from_arrays(turns.read, device)
+            state, action, next_state, target_state, target_action = self._read_trained_trunk(batch, meters)
+        else:
+            turn = torch.from_numpy(records.turn).to(device).long()
+            state, action, next_state = self.layout.read(turns.read, turn)
+            target_state, target_action = state, action
+        self.staging.keep_until_copied(turns)
         rewards = torch.from_numpy(records.rewards).to(device)
         terminated = torch.from_numpy(records.terminated).to(device)
         with torch.no_grad():
@@ -217,10 +249,9 @@ class Archer:
         return out.loss
 
     def _read_trained_trunk(
-        self, turn_ids: np.ndarray, meters: Meters
+        self, batch: PackedBatch, meters: Meters
     ) -> tuple[StateFeatures, ActionFeatures, StateFeatures, StateFeatures, ActionFeatures]:
         """Features of whole games from a trunk that trains; targets read the target trunk where there is one."""
-        batch = self._collate(np.unique(self.buffer.trajectory_of(turn_ids)))
         temperature = self.config.rollout.temperature
         online = read_games(self.critic.trunk, batch, temperature)
         with torch.no_grad():
@@ -310,7 +341,22 @@ class Archer:
     # -- passes over stored games --------------------------------------------------------------------
 
     def _collate(self, trajectory_ids: np.ndarray) -> PackedBatch:
-        return PackedBatch.from_arrays(self.buffer.collate(trajectory_ids), self.actor.device)
+        arrays = self.buffer.collate(trajectory_ids, memory=self.staging.memory)
+        batch = PackedBatch.from_arrays(arrays, self.actor.device)
+        self.staging.keep_until_copied(arrays)
+        return batch
+
+    def _read_start_policy(self, games: np.ndarray) -> Iterator[tuple[PackedBatch, GameFeatures]]:
+        """Its passes over these games. A frozen trunk's features go to the buffer as they come."""
+        lengths = np.diff(self.buffer.collate(games, memory=self.staging.memory).cu_seqlens).tolist()
+        for part in self._passes(lengths):
+            batch = self._collate(games[part])
+            with torch.no_grad():
+                features = read_games(self.reference, batch, self.config.rollout.temperature)
+            if not self.critic.trains_trunk:
+                rows = self.layout.write(features, batch.num_turns)
+                self.buffer.set_features(games[part], self.trunk_version, rows)
+            yield batch, features
 
     def _turns_of(self, trajectory_ids: np.ndarray) -> np.ndarray:
         """The ids of all their turns, game after game."""
@@ -339,14 +385,3 @@ class Archer:
                 torch.where(turn_ids >= 0, turn_ids + shift[:, None], -1),
             )
             yield part, own, plant_tree(own, theirs, self.actor.layout(own.cu_seqlens, own.lengths))
-
-
-def _in_order(parts: list[GameFeatures], turn_ids: np.ndarray, games: np.ndarray) -> GameFeatures:
-    """Features of passes that were cut from many games, joined by turn and by game as those follow one another."""
-    turns, order = (torch.from_numpy(np.argsort(ids)).to(parts[0].state.hidden.device) for ids in (turn_ids, games))
-    state, action, final = zip(*parts, strict=True)
-    return GameFeatures(
-        StateFeatures(*(torch.cat(column)[turns] for column in zip(*state, strict=True))),
-        ActionFeatures(*(torch.cat(column)[turns] for column in zip(*action, strict=True))),
-        StateFeatures(*(torch.cat(column)[order] for column in zip(*final, strict=True))),
-    )
