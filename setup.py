@@ -69,7 +69,11 @@ def sources(*patterns: str) -> list[str]:
 
 setup(
     ext_modules=[
-        Extension("archer_fast._C", sources=sources("csrc/*.cpp"), depends=["CMakeLists.txt", *sources("csrc/*.h")])
+        Extension(
+            "archer_fast._C",
+            sources=sources("csrc/*.cpp", "csrc/python/*.cpp"),
+            depends=["CMakeLists.txt", *sources("csrc/*.h", "csrc/python/*.h")],
+        )
     ],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -4,6 +4,7 @@ The kernels at the end take addresses (int, 0 for none) of memory that `archer_f
 nothing, release the GIL, and may be called from any thread.
 """
 
+from collections.abc import Callable
 from typing import TypedDict, overload
 
 import numpy as np
@@ -103,56 +104,21 @@ class TrajectoryBuffer:
     def trajectory_of(self, turn_ids: _Int64) -> _Int64: ...
     def turn_span(self, trajectory_ids: _Int64) -> tuple[_Int64, _Int64]: ...
     def turn_records(self, turn_ids: _Int64) -> tuple[_Float32, _Int32, _Bool, _Bool, _Bool]: ...
-    # padding: width, pad_token_id, is_left (csrc/row_layout.h).
-    def collated_sizes(self, trajectory_ids: _Int64) -> tuple[int, int, int, int]: ...
+    # padding: width (None: of the longest row), pad_token_id, is_left. The batch lies in memory(its number of bytes).
     def collate(
         self,
         trajectory_ids: _Int64,
-        padding: tuple[int, int, bool] | None,
+        padding: tuple[int | None, int, bool] | None,
         threads: int,
-        *,
-        input_ids: _Int32,
-        position_ids: _Int32,
-        cu_seqlens: _Int32,
-        turn_ids: _Int32,
-        action_mask: _Bool,
-        cu_turns: _Int32,
-        state_positions: _Int64,
-        action_positions: _Int64,
-        final_positions: _Int64,
-        turn: _Int32,
-        rewards: _Float32,
-        returns: _Float32,
-        policy_versions: _Int64,
-        terminated: _Bool,
-        truncated: _Bool,
-        rollout_logprobs: _Float32,
-        attention_mask: _Bool = ...,
-    ) -> None: ...
-    def transition_sizes(self, turn_ids: _Int64) -> tuple[int, int, int, int]: ...
+        memory: Callable[[int], _UInt8],
+    ) -> tuple[npt.NDArray[np.generic], ...]: ...
     def collate_transitions(
         self,
         turn_ids: _Int64,
-        padding: tuple[int, int, bool] | None,
+        padding: tuple[int | None, int, bool] | None,
         threads: int,
-        *,
-        input_ids: _Int32,
-        cu_seqlens: _Int32,
-        state_positions: _Int64,
-        action_positions: _Int64,
-        next_state_positions: _Int64,
-        turn: _Int32,
-        rewards: _Float32,
-        returns: _Float32,
-        policy_versions: _Int64,
-        is_last: _Bool,
-        terminated: _Bool,
-        truncated: _Bool,
-        rollout_logprobs: _Float32,
-        cu_actions: _Int32,
-        attention_mask: _Bool = ...,
-        action_mask: _Bool = ...,
-    ) -> None: ...
+        memory: Callable[[int], _UInt8],
+    ) -> tuple[npt.NDArray[np.generic], ...]: ...
     @property
     def feature_bytes(self) -> int: ...
     def set_features(self, trajectory_ids: _Int64, trunk_version: int, rows: _UInt8) -> None: ...

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from archer_fast import _C, collation
+from archer_fast import _C
 from archer_fast.buffer_records import BufferStats, FeatureRows, PrioritisedSample, TurnRecords
 from archer_fast.open_trajectory import OpenTrajectory
 from archer_fast.packing import Int64, PackedArrays, as_int64, as_numbers
-from archer_fast.padding import PaddedArrays, PaddedTransitions, Side
+from archer_fast.padding import PaddedArrays, PaddedTransitions, Side, padding_of
 from archer_fast.segments import NOTHING, Saved, commit, load
-from archer_fast.staging import Memory, UInt8, carve, fresh
+from archer_fast.staging import Memory, UInt8, fresh
 from archer_fast.trajectory import Trajectory
 from archer_fast.trajectory_arrays import TrajectoryArrays, flatten
 from archer_fast.transitions import TransitionArrays
@@ -245,13 +245,15 @@ class TrajectoryBuffer:
 
     def collate(self, trajectory_ids: npt.ArrayLike, *, memory: Memory = fresh, threads: int = 1) -> PackedArrays:
         """The trajectories end to end, in the order given."""
-        return collation.collate(self._core, as_int64("trajectory_ids", trajectory_ids), memory, threads)
+        ids = as_int64("trajectory_ids", trajectory_ids)
+        return PackedArrays._make(self._core.collate(ids, None, threads, memory))
 
     def collate_transitions(
         self, turn_ids: npt.ArrayLike, *, memory: Memory = fresh, threads: int = 1
     ) -> TransitionArrays:
         """The turns with all that came before them, end to end, in the order given."""
-        return collation.collate_transitions(self._core, as_int64("turn_ids", turn_ids), memory, threads)
+        ids = as_int64("turn_ids", turn_ids)
+        return TransitionArrays._make(self._core.collate_transitions(ids, None, threads, memory))
 
     def collate_padded(
         self,
@@ -268,7 +270,8 @@ class TrajectoryBuffer:
         width: places of a line; None for those of the longest trajectory. Nothing is cut: fewer are a ValueError.
         """
         ids = as_int64("trajectory_ids", trajectory_ids)
-        return collation.collate_padded(self._core, ids, (pad_token_id, side, width), memory, threads)
+        padding = padding_of(pad_token_id, side, width)
+        return PaddedArrays._make(self._core.collate(ids, padding, threads, memory))
 
     def collate_padded_transitions(
         self,
@@ -282,8 +285,8 @@ class TrajectoryBuffer:
     ) -> PaddedTransitions:
         """The transitions in lines of their own; see `collate_padded`."""
         ids = as_int64("turn_ids", turn_ids)
-        pads = pad_token_id, side, width
-        return collation.collate_padded_transitions(self._core, ids, pads, memory, threads)
+        padding = padding_of(pad_token_id, side, width)
+        return PaddedTransitions._make(self._core.collate_transitions(ids, padding, threads, memory))
 
     @property
     def feature_bytes(self) -> int:
@@ -326,8 +329,9 @@ class TrajectoryBuffer:
         ids = as_int64("turn_ids", turn_ids)
         if not 0 <= next_bytes <= self.feature_bytes:
             raise ValueError(f"next_bytes: wanted 0 to feature_bytes = {self.feature_bytes}, got {next_bytes}")
-        sizes = {"rows": ids.size * self.feature_bytes, "next_rows": ids.size * next_bytes}
-        rows, next_rows = carve(FeatureRows, sizes, memory)
+        num_bytes, num_next_bytes = ids.size * self.feature_bytes, ids.size * next_bytes
+        both = memory(num_bytes + num_next_bytes)
+        rows, next_rows = both[:num_bytes], both[num_bytes : num_bytes + num_next_bytes]
         self._core.read_features(ids, operator.index(trunk_version), rows, next_rows, threads)
         return FeatureRows(rows.reshape(ids.size, self.feature_bytes), next_rows.reshape(ids.size, next_bytes))
 

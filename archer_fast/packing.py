@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import typing
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from archer_fast.staging import Memory, carve, fresh
 from archer_fast.trajectory import Trajectory
 
 Bool = npt.NDArray[np.bool_]
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
+Arrays = TypeVar("Arrays", bound=NamedTuple)
 Number = TypeVar("Number", np.float32, np.float64)
 
 
@@ -65,6 +67,18 @@ class PackedArrays(NamedTuple):
     rollout_logprobs: Float32  # [T], 0 where action_mask is False
 
 
+@functools.cache
+def dtypes_of(kind: type[NamedTuple]) -> dict[str, np.dtype[np.generic]]:
+    """The dtype of each field, out of its annotation."""
+    hints = typing.get_type_hints(kind)
+    return {name: np.dtype(typing.get_args(typing.get_args(hints[name])[1])[0]) for name in kind._fields}
+
+
+def empty_arrays(kind: type[Arrays], sizes: dict[str, int]) -> Arrays:
+    """Uninitialised arrays of the dtypes of a NamedTuple's fields, to be written to."""
+    return kind._make(np.empty(sizes[name], dtype) for name, dtype in dtypes_of(kind).items())
+
+
 def packed_sizes(num_trajectories: int, num_turns: int, num_tokens: int) -> dict[str, int]:
     """The length of each field of PackedArrays."""
     per_token = ("input_ids", "position_ids", "turn_ids", "action_mask", "rollout_logprobs")
@@ -72,11 +86,6 @@ def packed_sizes(num_trajectories: int, num_turns: int, num_tokens: int) -> dict
     sizes = dict.fromkeys(PackedArrays._fields, num_trajectories)
     sizes |= dict.fromkeys(per_token, num_tokens) | dict.fromkeys(per_turn, num_turns)
     return sizes | dict.fromkeys(("cu_seqlens", "cu_turns"), num_trajectories + 1)
-
-
-def empty_packed_arrays(num_trajectories: int, num_turns: int, num_tokens: int, memory: Memory = fresh) -> PackedArrays:
-    """Uninitialised arrays of the right dtypes and lengths, to be written to."""
-    return carve(PackedArrays, packed_sizes(num_trajectories, num_turns, num_tokens), memory)
 
 
 def monte_carlo_returns(rewards: Sequence[float], gamma: float) -> list[float]:
@@ -95,7 +104,7 @@ def pack_trajectories(trajectories: Sequence[Trajectory], gamma: float = 1.0) ->
     if num_tokens > np.iinfo(np.int32).max:
         raise ValueError(f"trajectories: wanted at most {np.iinfo(np.int32).max} tokens in all, got {num_tokens}")
     num_turns = sum(trajectory.num_turns for trajectory in trajectories)
-    packed = empty_packed_arrays(len(trajectories), num_turns, num_tokens)
+    packed = empty_arrays(PackedArrays, packed_sizes(len(trajectories), num_turns, num_tokens))
     packed.action_mask[:] = False
     packed.rollout_logprobs[:] = 0.0
 
@@ -135,7 +144,7 @@ def pack_trajectories(trajectories: Sequence[Trajectory], gamma: float = 1.0) ->
 def assert_invariants(packed: PackedArrays) -> None:
     """What every packed batch holds, whoever made it."""
     num_trajectories, num_turns, num_tokens = packed.terminated.size, packed.rewards.size, packed.input_ids.size
-    wanted = empty_packed_arrays(num_trajectories, num_turns, num_tokens)
+    wanted = empty_arrays(PackedArrays, packed_sizes(num_trajectories, num_turns, num_tokens))
     for name, array in packed._asdict().items():
         model = getattr(wanted, name)
         assert (array.dtype, array.shape) == (model.dtype, model.shape), (name, array.dtype, array.shape)

@@ -6,8 +6,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from archer_fast.packing import Bool, Float32, Int32, Int64, PackedArrays, packed_sizes
-from archer_fast.staging import Memory, carve, fresh
+from archer_fast.packing import Bool, Float32, Int32, Int64, PackedArrays, empty_arrays, packed_sizes
 from archer_fast.transitions import TransitionArrays, transition_sizes
 
 Side = Literal["left", "right"]
@@ -76,43 +75,40 @@ _RECTANGLES = {
 Padded = TypeVar("Padded", PaddedArrays, PaddedTransitions)
 
 
-def empty_padded_arrays(num_trajectories: int, num_turns: int, width: int, memory: Memory = fresh) -> PaddedArrays:
-    """Uninitialised arrays to be written to, flat: line after line."""
-    num_places = num_trajectories * width
-    sizes = packed_sizes(num_trajectories, num_turns, num_places) | {"attention_mask": num_places}
-    return carve(PaddedArrays, sizes, memory)
-
-
-def empty_padded_transitions(
-    num_transitions: int, num_action_tokens: int, width: int, memory: Memory = fresh
-) -> PaddedTransitions:
-    """Uninitialised arrays to be written to, flat: line after line."""
-    num_places = num_transitions * width
-    sizes = transition_sizes(num_transitions, num_places, num_action_tokens)
-    return carve(PaddedTransitions, sizes | dict.fromkeys(("attention_mask", "action_mask"), num_places), memory)
-
-
-def as_lines(flat: Padded, width: int) -> Padded:
-    """The same memory with a row for each line."""
-    shape = (flat.cu_seqlens.size - 1, width)
-    return flat._replace(**{name: getattr(flat, name).reshape(shape) for name in _RECTANGLES[type(flat)]})
+def padding_of(pad_token_id: int, side: Side, width: int | None) -> tuple[int | None, int, bool]:
+    """As the C++ buffer takes it; ValueError names what cannot be."""
+    if side not in SIDES:
+        raise ValueError(f"side: wanted {' or '.join(map(repr, SIDES))}, got {side!r}")
+    if not 0 <= pad_token_id < 2**31:
+        raise ValueError(f"pad_token_id: wanted 0 to 2**31 - 1, got {pad_token_id}")
+    return width, pad_token_id, side == "left"
 
 
 def pad_packed(packed: PackedArrays, pad_token_id: int, side: Side, width: int) -> PaddedArrays:
     """The plain twin, and the specification, of `TrajectoryBuffer.collate_padded`."""
-    padded = empty_padded_arrays(packed.terminated.size, packed.rewards.size, width)
+    num_places = packed.terminated.size * width
+    sizes = packed_sizes(packed.terminated.size, packed.rewards.size, num_places)
+    padded = empty_arrays(PaddedArrays, sizes | {"attention_mask": num_places})
     _spread(packed, padded, pad_token_id, side, width)
-    return as_lines(padded, width)
+    return _as_lines(padded, width)
 
 
 def pad_transitions(packed: TransitionArrays, pad_token_id: int, side: Side, width: int) -> PaddedTransitions:
     """The plain twin, and the specification, of `TrajectoryBuffer.collate_padded_transitions`."""
-    padded = empty_padded_transitions(packed.turn.size, packed.rollout_logprobs.size, width)
+    num_places = packed.turn.size * width
+    sizes = transition_sizes(packed.turn.size, num_places, packed.rollout_logprobs.size)
+    padded = empty_arrays(PaddedTransitions, sizes | dict.fromkeys(("attention_mask", "action_mask"), num_places))
     _spread(packed, padded, pad_token_id, side, width)
     padded.action_mask[:] = False
     for state, action in zip(padded.state_positions, padded.action_positions, strict=True):
         padded.action_mask[state + 1 : action + 1] = True
-    return as_lines(padded, width)
+    return _as_lines(padded, width)
+
+
+def _as_lines(flat: Padded, width: int) -> Padded:
+    """The same memory with a row for each line."""
+    shape = (flat.cu_seqlens.size - 1, width)
+    return flat._replace(**{name: getattr(flat, name).reshape(shape) for name in _RECTANGLES[type(flat)]})
 
 
 def _spread(

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from archer_fast.packing import Bool, Float32, Int32, Int64, monte_carlo_returns
-from archer_fast.staging import Memory, carve, fresh
+from archer_fast.packing import Bool, Float32, Int32, Int64, empty_arrays, monte_carlo_returns
 from archer_fast.trajectory import Trajectory
 
 
@@ -60,13 +59,6 @@ def transition_sizes(num_transitions: int, num_tokens: int, num_action_tokens: i
     return sizes | dict.fromkeys(("cu_seqlens", "cu_actions"), num_transitions + 1)
 
 
-def empty_transition_arrays(
-    num_transitions: int, num_tokens: int, num_action_tokens: int, memory: Memory = fresh
-) -> TransitionArrays:
-    """Uninitialised arrays of the right dtypes and lengths, to be written to."""
-    return carve(TransitionArrays, transition_sizes(num_transitions, num_tokens, num_action_tokens), memory)
-
-
 def pack_transitions(rows: Sequence[tuple[Trajectory, int]], gamma: float = 1.0) -> TransitionArrays:
     """Transitions of (trajectory, index of the turn): the plain twin, and the specification, of
     `TrajectoryBuffer.collate_transitions`."""
@@ -89,7 +81,8 @@ def pack_transitions(rows: Sequence[tuple[Trajectory, int]], gamma: float = 1.0)
                         is_last and trajectory.truncated))  # fmt: skip
     if num_tokens > np.iinfo(np.int32).max:
         raise ValueError(f"rows: wanted at most {np.iinfo(np.int32).max} tokens in all, got {num_tokens}")
-    packed = empty_transition_arrays(len(columns), num_tokens, sum(part.size for part in logprobs))
+    sizes = transition_sizes(len(columns), num_tokens, sum(part.size for part in logprobs))
+    packed = empty_arrays(TransitionArrays, sizes)
     packed.input_ids[:] = np.concatenate([[], *tokens])
     packed.rollout_logprobs[:] = np.concatenate([[], *logprobs])
     packed.cu_actions[:] = np.cumsum([0, *(part.size for part in logprobs)])

@@ -15,13 +15,15 @@ std::size_t rounded(std::size_t bytes) noexcept {
 
 ChunkArena::Chunk ChunkArena::take_chunk(std::size_t bytes) {
   if (spare_.capacity() >= bytes) return std::exchange(spare_, Chunk{});
-  const std::size_t capacity = std::max(bytes, chunk_bytes_);
+  const std::size_t capacity =
+      std::max(bytes, std::clamp(rounded(reserved_bytes_ / 32), min_chunk_bytes_, max_chunk_bytes_));
   auto* const memory = static_cast<std::byte*>(source_->allocate(capacity, kAlignment));
-  return {.memory = {memory, GiveBack{source_, capacity}}};
+  reserved_bytes_ += capacity;
+  return {.memory = {memory, GiveBack{this, capacity}}};
 }
 
 void ChunkArena::keep_as_spare(Chunk&& chunk) noexcept {
-  if (chunk.capacity() == chunk_bytes_) spare_ = std::move(chunk);
+  if (chunk.capacity() <= max_chunk_bytes_ && chunk.capacity() > spare_.capacity()) spare_ = std::move(chunk);
 }
 
 std::byte* ChunkArena::allocate(std::size_t bytes) {
@@ -63,12 +65,6 @@ void ChunkArena::release_newest(std::size_t bytes) noexcept {
   if (chunks_.size() == 1) return;
   keep_as_spare(std::move(chunk));
   chunks_.pop_back();
-}
-
-std::size_t ChunkArena::reserved_bytes() const noexcept {
-  std::size_t bytes = spare_.capacity();
-  for (const Chunk& chunk : chunks_) bytes += chunk.capacity();
-  return bytes;
 }
 
 }  // namespace archer_fast

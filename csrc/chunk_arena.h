@@ -20,12 +20,17 @@ namespace archer_fast {
 // faults of fresh memory cost more than the copy into it.
 class ChunkArena {
  public:
-  static constexpr std::size_t kDefaultChunkBytes = std::size_t{4} << 20;
+  static constexpr std::size_t kMinChunkBytes = std::size_t{64} << 10;
+  static constexpr std::size_t kMaxChunkBytes = std::size_t{4} << 20;
   static constexpr std::size_t kAlignment = 8;
 
-  explicit ChunkArena(std::size_t chunk_bytes = kDefaultChunkBytes,
+  // A new chunk is a 32nd of what is held, within these bounds: the newest, the oldest and the spare one are partly or
+  // wholly empty, and that shall be little of any arena.
+  explicit ChunkArena(std::size_t min_chunk_bytes = kMinChunkBytes, std::size_t max_chunk_bytes = kMaxChunkBytes,
                       std::pmr::memory_resource* source = huge_page_resource())
-      : source_(source), chunk_bytes_(chunk_bytes) {}
+      : source_(source), min_chunk_bytes_(min_chunk_bytes), max_chunk_bytes_(max_chunk_bytes) {}
+  ChunkArena(const ChunkArena&) = delete;
+  ChunkArena& operator=(const ChunkArena&) = delete;
 
   // An uninitialised block aligned to kAlignment. A block larger than a chunk gets a chunk of its own.
   // Throws what the source throws (std::bad_alloc, if it is the usual one), and the arena is then as before.
@@ -38,14 +43,17 @@ class ChunkArena {
   void release_newest(std::size_t bytes) noexcept;
 
   std::size_t num_blocks() const noexcept { return num_blocks_; }
-  std::size_t reserved_bytes() const noexcept;  // held from the source, the spare included
+  std::size_t reserved_bytes() const noexcept { return reserved_bytes_; }  // held from the source, the spare included
 
  private:
   struct GiveBack {
-    std::pmr::memory_resource* source;
+    ChunkArena* arena;
     std::size_t bytes;
 
-    void operator()(std::byte* memory) const noexcept { source->deallocate(memory, bytes, kAlignment); }
+    void operator()(std::byte* memory) const noexcept {
+      arena->source_->deallocate(memory, bytes, kAlignment);
+      arena->reserved_bytes_ -= bytes;
+    }
   };
 
   struct Chunk {
@@ -59,8 +67,10 @@ class ChunkArena {
   Chunk take_chunk(std::size_t bytes);
   void keep_as_spare(Chunk&& chunk) noexcept;
 
-  std::pmr::memory_resource* source_;
-  std::size_t chunk_bytes_;
+  std::pmr::memory_resource* const source_;
+  const std::size_t min_chunk_bytes_;
+  const std::size_t max_chunk_bytes_;
+  std::size_t reserved_bytes_ = 0;
   std::size_t num_blocks_ = 0;
   std::deque<Chunk> chunks_;  // every chunk holds a live block, except a sole one
   Chunk spare_;

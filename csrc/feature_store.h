@@ -30,7 +30,9 @@ class FeatureStore {
   // (spill_memory.h). Precondition: row_bytes > 0.
   FeatureStore(std::size_t row_bytes, std::size_t max_memory_bytes, std::string folder,
                std::size_t chunk_bytes = kDefaultChunkBytes)
-      : row_bytes_(row_bytes), memory_(max_memory_bytes, std::move(folder)), arena_(chunk_bytes, &memory_) {}
+      : row_bytes_(row_bytes),
+        memory_(max_memory_bytes, std::move(folder)),
+        arena_(chunk_bytes, chunk_bytes, &memory_) {}
 
   // Makes room for the rows of the next trajectory. Throws what SpillMemory throws; the store is then as before.
   void push(std::size_t num_rows);

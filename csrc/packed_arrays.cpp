@@ -110,26 +110,9 @@ void prefetch(const TrajectoryView& trajectory) {
 }  // namespace
 
 void PackedArrays::check(const PackedSizes& sizes, const std::optional<Padding>& padding) const {
-  const auto [num_trajectories, num_turns, num_tokens, max_length] = sizes;
-  if (padding) padding->check(num_trajectories, max_length);
-  const std::int64_t num_places = RowLayout::num_places(num_trajectories, num_tokens, padding);
-  check_length("input_ids", input_ids.size(), num_places);
-  check_length("position_ids", position_ids.size(), num_places);
-  check_length("cu_seqlens", cu_seqlens.size(), num_trajectories + 1);
-  check_length("turn_ids", turn_ids.size(), num_places);
-  check_length("action_mask", action_mask.size(), num_places);
-  check_length("cu_turns", cu_turns.size(), num_trajectories + 1);
-  check_length("state_positions", state_positions.size(), num_turns);
-  check_length("action_positions", action_positions.size(), num_turns);
-  check_length("final_positions", final_positions.size(), num_trajectories);
-  check_length("turn", turn.size(), num_turns);
-  check_length("rewards", rewards.size(), num_turns);
-  check_length("returns", returns.size(), num_turns);
-  check_length("policy_versions", policy_versions.size(), num_turns);
-  check_length("terminated", terminated.size(), num_trajectories);
-  check_length("truncated", truncated.size(), num_trajectories);
-  check_length("rollout_logprobs", rollout_logprobs.size(), num_places);
-  check_length("attention_mask", attention_mask.size(), padding ? num_places : 0);
+  for_each(*this, sizes, padding, [](const char* name, const auto& array, std::int64_t wanted, bool) {
+    check_length(name, array.size(), wanted);
+  });
 }
 
 PackedSizes packed_sizes(std::span<const TrajectoryView> trajectories) {

@@ -38,10 +38,33 @@ struct PackedArrays {
   std::span<bool> terminated;                // [B]
   std::span<bool> truncated;                 // [B]
   std::span<float> rollout_logprobs;         // [T]
-  std::span<bool> attention_mask;            // [T], true at tokens; without padding empty
+  std::span<bool> attention_mask;            // [T], true at tokens; without padding not written
 
-  // Throws std::invalid_argument that names the array, the length wanted and the length that came, or the field of the
-  // padding.
+  // Calls visit(name, array, length it has to have, whether that is T) for each array, in this order.
+  template <class Arrays, class Visit>
+  static void for_each(Arrays& arrays, const PackedSizes& sizes, const std::optional<Padding>& padding, Visit&& visit) {
+    const auto [b, n, num_tokens, max_length] = sizes;
+    const std::int64_t t = RowLayout::num_places(b, num_tokens, padding);
+    visit("input_ids", arrays.input_ids, t, true);
+    visit("position_ids", arrays.position_ids, t, true);
+    visit("cu_seqlens", arrays.cu_seqlens, b + 1, false);
+    visit("turn_ids", arrays.turn_ids, t, true);
+    visit("action_mask", arrays.action_mask, t, true);
+    visit("cu_turns", arrays.cu_turns, b + 1, false);
+    visit("state_positions", arrays.state_positions, n, false);
+    visit("action_positions", arrays.action_positions, n, false);
+    visit("final_positions", arrays.final_positions, b, false);
+    visit("turn", arrays.turn, n, false);
+    visit("rewards", arrays.rewards, n, false);
+    visit("returns", arrays.returns, n, false);
+    visit("policy_versions", arrays.policy_versions, n, false);
+    visit("terminated", arrays.terminated, b, false);
+    visit("truncated", arrays.truncated, b, false);
+    visit("rollout_logprobs", arrays.rollout_logprobs, t, true);
+    if (padding) visit("attention_mask", arrays.attention_mask, t, true);
+  }
+
+  // Throws std::invalid_argument that names the array, the length wanted and the length that came.
   void check(const PackedSizes& sizes, const std::optional<Padding>& padding) const;
 };
 
@@ -49,7 +72,7 @@ struct PackedArrays {
 PackedSizes packed_sizes(std::span<const TrajectoryView> trajectories);
 
 // Writes every element of every array, on up to `threads` threads where there is enough to write. Pure: no lock.
-// Precondition: out.check(packed_sizes(trajectories), padding) passes.
+// Precondition: padding->check and out.check(packed_sizes(trajectories), padding) pass.
 void collate(std::span<const TrajectoryView> trajectories, const std::optional<Padding>& padding, int threads,
              const PackedArrays& out) noexcept;
 

@@ -49,6 +49,18 @@ struct TurnQuery {
   bool by_task = false;                           // equal numbers of each task (task_strata.h)
 };
 
+// What is to be collated, and its sizes. Only the buffer that made it reads `rows`.
+template <class View, class SizesOfRows>
+struct Plan {
+  using Sizes = SizesOfRows;
+
+  std::vector<View> rows;
+  Sizes sizes;
+  std::int64_t oldest;  // of the trajectories that `rows` point to
+};
+using TrajectoryPlan = Plan<TrajectoryView, PackedSizes>;
+using TransitionPlan = Plan<TransitionView, TransitionSizes>;
+
 // A consistent look at the whole buffer.
 struct BufferStats {
   std::int64_t num_trajectories;
@@ -134,14 +146,16 @@ class TrajectoryBuffer {
                  std::span<std::int64_t> num_turns) const;
   void turn_records(std::span<const std::int64_t> turn_ids, const TurnColumns& out) const;
 
-  // Batches of whole trajectories, and of transitions (trajectory_buffer_collation.cpp), in the order of their ids; one
-  // given twice is written twice. The sizes say how long each destination must be. O(T) on up to `threads` threads.
-  PackedSizes collated_sizes(std::span<const std::int64_t> trajectory_ids) const;
-  void collate(std::span<const std::int64_t> trajectory_ids, const std::optional<Padding>& padding, int threads,
+  // Batches (trajectory_buffer_collation.cpp) are made in two steps, because their sizes are known after the first
+  // alone: a plan of whole trajectories, or of transitions, in the order of the ids; one given twice is written twice.
+  // Then everything is copied to memory of those sizes, O(T) on up to `threads` threads. Where a push between the two
+  // evicted one of them, that throws std::out_of_range and nothing is written.
+  TrajectoryPlan plan(std::span<const std::int64_t> trajectory_ids) const;        // O(B)
+  TransitionPlan plan_transitions(std::span<const std::int64_t> turn_ids) const;  // O(n)
+  void collate(const TrajectoryPlan& plan, const std::optional<Padding>& padding, int threads,
                const PackedArrays& out) const;
-  TransitionSizes transition_sizes(std::span<const std::int64_t> turn_ids) const;
-  void collate_transitions(std::span<const std::int64_t> turn_ids, const std::optional<Padding>& padding, int threads,
-                           const TransitionArrays& out) const;
+  void collate(const TransitionPlan& plan, const std::optional<Padding>& padding, int threads,
+               const TransitionArrays& out) const;
 
   // Features (trajectory_buffer_features.cpp): a trajectory of N turns has room for N + 1 rows of feature_bytes each,
   // taken as it is pushed, and freed with it. What a row means is the caller's to say: row i is what is known at turn
@@ -201,8 +215,9 @@ class TrajectoryBuffer {
   std::int64_t search_from(std::int64_t turn_id) const;  // its owner, or a live trajectory shortly before it
   std::int64_t owner_id(std::int64_t turn_id) const;
   const Stored& owner_of(std::int64_t turn_id) const { return stored(owner_id(turn_id)); }
-  std::vector<TrajectoryView> views(std::span<const std::int64_t> trajectory_ids) const;
-  std::vector<TransitionView> transitions(std::span<const std::int64_t> turn_ids) const;
+  template <class PlanOfRows, class Arrays>
+  void collate_rows(const char* ids, const PlanOfRows& plan, const std::optional<Padding>& padding, int threads,
+                    const Arrays& out) const;
   BufferState state_from(std::int64_t first_trajectory_id) const;
   const TaskStrata& strata_of(bool of_turns, std::int64_t min_policy_version, bool by_task);
   std::int64_t num_bytes() const noexcept;

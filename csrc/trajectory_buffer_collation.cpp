@@ -1,7 +1,11 @@
-// What of a TrajectoryBuffer's trajectories is handed out together.
+// What of a TrajectoryBuffer is handed out together.
+#include <algorithm>
+#include <limits>
 #include <mutex>
+#include <stdexcept>
 #include <vector>
 
+#include "concat.h"
 #include "prefetch.h"
 #include "trajectory_buffer.h"
 
@@ -10,60 +14,67 @@ namespace {
 
 using ReadLock = std::shared_lock<std::shared_mutex>;
 
+constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
+
 }  // namespace
 
-std::vector<TrajectoryView> TrajectoryBuffer::views(std::span<const std::int64_t> trajectory_ids) const {
+TrajectoryPlan TrajectoryBuffer::plan(std::span<const std::int64_t> trajectory_ids) const {
+  const ReadLock lock(mutex_);
   check_live("trajectory_ids", trajectory_ids, live_trajectories());
-  std::vector<TrajectoryView> views;
-  views.reserve(trajectory_ids.size());
-  for (const std::int64_t id : trajectory_ids) views.push_back(view(stored(id)));
-  return views;
+  TrajectoryPlan plan{.rows = {}, .sizes = {}, .oldest = kNone};
+  plan.rows.reserve(trajectory_ids.size());
+  for (const std::int64_t id : trajectory_ids) {
+    plan.rows.push_back(view(stored(id)));
+    plan.oldest = std::min(plan.oldest, id);
+  }
+  plan.sizes = packed_sizes(plan.rows);
+  return plan;
 }
 
-std::vector<TransitionView> TrajectoryBuffer::transitions(std::span<const std::int64_t> turn_ids) const {
+TransitionPlan TrajectoryBuffer::plan_transitions(std::span<const std::int64_t> turn_ids) const {
+  const ReadLock lock(mutex_);
   check_live("turn_ids", turn_ids, live_turns());
+  TransitionPlan plan{.rows = {}, .sizes = {}, .oldest = kNone};
   // A loop for each step of the way to a turn: what one waits for in memory is asked for by the loop before.
   for (const std::int64_t id : turn_ids) prefetch(&stored(search_from(id)), sizeof(Stored));
   std::vector<const Stored*> owners(turn_ids.size());
   for (std::size_t i = 0; i < turn_ids.size(); ++i) {
-    owners[i] = &owner_of(turn_ids[i]);
+    const std::int64_t owner = owner_id(turn_ids[i]);
+    plan.oldest = std::min(plan.oldest, owner);
+    owners[i] = &stored(owner);
     const auto turn = static_cast<std::size_t>(turn_ids[i] - owners[i]->first_turn_id);
     prefetch(owners[i]->block + turn * sizeof(TurnRecord), 2 * sizeof(TurnRecord));
   }
-  std::vector<TransitionView> transitions;
-  transitions.reserve(turn_ids.size());
+  plan.rows.reserve(turn_ids.size());
   for (std::size_t i = 0; i < turn_ids.size(); ++i) {
     const auto turn = static_cast<std::size_t>(turn_ids[i] - owners[i]->first_turn_id);
-    transitions.push_back(TransitionView::of(view(*owners[i]), turn));
+    plan.rows.push_back(TransitionView::of(view(*owners[i]), turn));
   }
-  return transitions;
+  plan.sizes = transition_sizes(plan.rows);
+  return plan;
 }
 
-PackedSizes TrajectoryBuffer::collated_sizes(std::span<const std::int64_t> trajectory_ids) const {
+template <class PlanOfRows, class Arrays>
+void TrajectoryBuffer::collate_rows(const char* ids, const PlanOfRows& plan, const std::optional<Padding>& padding,
+                                    int threads, const Arrays& out) const {
+  if (padding) padding->check(std::ssize(plan.rows), plan.sizes.max_length);
+  out.check(plan.sizes, padding);
   const ReadLock lock(mutex_);
-  return packed_sizes(views(trajectory_ids));
+  if (plan.oldest < first_trajectory_id_) {
+    throw std::out_of_range(concat(ids, ": wanted live trajectories, got one of ", plan.oldest,
+                                   ", which a push has evicted since the batch was planned"));
+  }
+  archer_fast::collate(plan.rows, padding, threads, out);
 }
 
-void TrajectoryBuffer::collate(std::span<const std::int64_t> trajectory_ids, const std::optional<Padding>& padding,
-                               int threads, const PackedArrays& out) const {
-  const ReadLock lock(mutex_);
-  const std::vector<TrajectoryView> trajectories = views(trajectory_ids);
-  out.check(packed_sizes(trajectories), padding);
-  archer_fast::collate(trajectories, padding, threads, out);
+void TrajectoryBuffer::collate(const TrajectoryPlan& plan, const std::optional<Padding>& padding, int threads,
+                               const PackedArrays& out) const {
+  collate_rows("trajectory_ids", plan, padding, threads, out);
 }
 
-TransitionSizes TrajectoryBuffer::transition_sizes(std::span<const std::int64_t> turn_ids) const {
-  const ReadLock lock(mutex_);
-  return archer_fast::transition_sizes(transitions(turn_ids));
-}
-
-void TrajectoryBuffer::collate_transitions(std::span<const std::int64_t> turn_ids,
-                                           const std::optional<Padding>& padding, int threads,
-                                           const TransitionArrays& out) const {
-  const ReadLock lock(mutex_);
-  const std::vector<TransitionView> rows = transitions(turn_ids);
-  out.check(archer_fast::transition_sizes(rows), padding);
-  archer_fast::collate(rows, padding, threads, out);
+void TrajectoryBuffer::collate(const TransitionPlan& plan, const std::optional<Padding>& padding, int threads,
+                               const TransitionArrays& out) const {
+  collate_rows("turn_ids", plan, padding, threads, out);
 }
 
 }  // namespace archer_fast

@@ -42,25 +42,9 @@ TransitionView TransitionView::of(const TrajectoryView& trajectory, std::size_t 
 }
 
 void TransitionArrays::check(const TransitionSizes& sizes, const std::optional<Padding>& padding) const {
-  const auto [n, num_tokens, num_action_tokens, max_length] = sizes;
-  if (padding) padding->check(n, max_length);
-  const std::int64_t num_places = RowLayout::num_places(n, num_tokens, padding);
-  check_length("input_ids", input_ids.size(), num_places);
-  check_length("cu_seqlens", cu_seqlens.size(), n + 1);
-  check_length("state_positions", state_positions.size(), n);
-  check_length("action_positions", action_positions.size(), n);
-  check_length("next_state_positions", next_state_positions.size(), n);
-  check_length("turn", turn.size(), n);
-  check_length("rewards", rewards.size(), n);
-  check_length("returns", returns.size(), n);
-  check_length("policy_versions", policy_versions.size(), n);
-  check_length("is_last", is_last.size(), n);
-  check_length("terminated", terminated.size(), n);
-  check_length("truncated", truncated.size(), n);
-  check_length("rollout_logprobs", rollout_logprobs.size(), num_action_tokens);
-  check_length("cu_actions", cu_actions.size(), n + 1);
-  check_length("attention_mask", attention_mask.size(), padding ? num_places : 0);
-  check_length("action_mask", action_mask.size(), padding ? num_places : 0);
+  for_each(*this, sizes, padding, [](const char* name, const auto& array, std::int64_t wanted, bool) {
+    check_length(name, array.size(), wanted);
+  });
 }
 
 TransitionSizes transition_sizes(std::span<const TransitionView> transitions) {

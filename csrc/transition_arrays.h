@@ -53,11 +53,35 @@ struct TransitionArrays {
   std::span<bool> truncated;                     // [n]
   std::span<float> rollout_logprobs;             // [A]
   std::span<std::int32_t> cu_actions;            // [n + 1]
-  std::span<bool> attention_mask;                // [T], true at tokens; without padding empty
-  std::span<bool> action_mask;                   // [T], true at this action's tokens; without padding empty
+  std::span<bool> attention_mask;                // [T], true at tokens; without padding not written
+  std::span<bool> action_mask;                   // [T], true at this action's tokens; without padding not written
 
-  // Throws std::invalid_argument that names the array, the length wanted and the length that came, or the field of the
-  // padding.
+  // Calls visit(name, array, length it has to have, whether that is T) for each array, in this order.
+  template <class Arrays, class Visit>
+  static void for_each(Arrays& arrays, const TransitionSizes& sizes, const std::optional<Padding>& padding,
+                       Visit&& visit) {
+    const auto [n, num_tokens, num_action_tokens, max_length] = sizes;
+    const std::int64_t t = RowLayout::num_places(n, num_tokens, padding);
+    visit("input_ids", arrays.input_ids, t, true);
+    visit("cu_seqlens", arrays.cu_seqlens, n + 1, false);
+    visit("state_positions", arrays.state_positions, n, false);
+    visit("action_positions", arrays.action_positions, n, false);
+    visit("next_state_positions", arrays.next_state_positions, n, false);
+    visit("turn", arrays.turn, n, false);
+    visit("rewards", arrays.rewards, n, false);
+    visit("returns", arrays.returns, n, false);
+    visit("policy_versions", arrays.policy_versions, n, false);
+    visit("is_last", arrays.is_last, n, false);
+    visit("terminated", arrays.terminated, n, false);
+    visit("truncated", arrays.truncated, n, false);
+    visit("rollout_logprobs", arrays.rollout_logprobs, num_action_tokens, false);
+    visit("cu_actions", arrays.cu_actions, n + 1, false);
+    if (!padding) return;
+    visit("attention_mask", arrays.attention_mask, t, true);
+    visit("action_mask", arrays.action_mask, t, true);
+  }
+
+  // Throws std::invalid_argument that names the array, the length wanted and the length that came.
   void check(const TransitionSizes& sizes, const std::optional<Padding>& padding) const;
 };
 
@@ -65,7 +89,7 @@ struct TransitionArrays {
 TransitionSizes transition_sizes(std::span<const TransitionView> transitions);
 
 // Writes every element of every array, on up to `threads` threads where there is enough to write. Pure: no lock.
-// Precondition: out.check(transition_sizes(transitions), padding) passes.
+// Precondition: padding->check and out.check(transition_sizes(transitions), padding) pass.
 void collate(std::span<const TransitionView> transitions, const std::optional<Padding>& padding, int threads,
              const TransitionArrays& out) noexcept;
 

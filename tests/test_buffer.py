@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from random_games import assert_same, random_trajectories, random_trajectory
 
 from archer_fast.buffer import TrajectoryBuffer
-from archer_fast.packing import assert_invariants, empty_packed_arrays, pack_trajectories
+from archer_fast.packing import assert_invariants, pack_trajectories
 from archer_fast.trajectory import Trajectory, Turn
 from archer_fast.trajectory_arrays import TrajectoryArrays
 
@@ -38,20 +38,11 @@ def test_collate_equals_pack_trajectories(data: st.DataObject) -> None:
     assert_invariants(packed)
 
 
-def test_collate_writes_every_element_of_poisoned_arrays() -> None:
+def test_collate_writes_every_element_of_poisoned_memory() -> None:
     buffer, games = filled()
-    ids = np.arange(20)
-    core = buffer._core
-    out = empty_packed_arrays(*core.collated_sizes(ids)[:3])
-    for array in out:
-        array.fill(-123 if array.dtype != np.bool_ else True)
-    core.collate(ids, None, 1, **out._asdict())
-    assert_same(out, pack_trajectories(games))
-    out.action_mask.fill(False)
-    out.terminated.fill(False)
-    out.truncated.fill(False)
-    core.collate(ids, None, 1, **out._asdict())
-    assert_same(out, pack_trajectories(games))
+    for poison in (0xA5, 0x00, 0xFF):
+        packed = buffer.collate(np.arange(20), memory=lambda n, poison=poison: np.full(n, poison, np.uint8))
+        assert_same(packed, pack_trajectories(games))
 
 
 def test_what_is_handed_out_survives_eviction() -> None:
@@ -426,29 +417,53 @@ def test_a_small_vocabulary_halves_the_tokens() -> None:
     assert bytes_of[65_537] - bytes_of[65_536] == 2 * num_tokens
 
 
-def test_collate_refuses_what_it_could_not_write_to() -> None:
+def test_collate_refuses_memory_that_it_could_not_write_to() -> None:
     buffer, _ = filled(2)
-    ids = np.array([0, 1])
-    good = empty_packed_arrays(*buffer._core.collated_sizes(ids)[:3])._asdict()
 
-    def collate(**changes: Any) -> None:
-        buffer._core.collate(ids, None, 1, **(good | changes))
+    def read_only(num_bytes: int) -> np.ndarray:
+        memory = np.zeros(num_bytes, np.uint8)
+        memory.flags.writeable = False
+        return memory
 
-    for name, array in good.items():
-        for other in (np.zeros(array.size, np.float64), np.zeros(array.size, np.uint8), np.repeat(array, 2)[::2]):
-            with pytest.raises(TypeError):
-                collate(**{name: other})
-        with pytest.raises(ValueError, match=f"{name}: wanted length {array.size}, got {array.size - 1}"):
-            collate(**{name: array[:-1]})
-        read_only = array.copy()
-        read_only.flags.writeable = False
-        with pytest.raises(ValueError, match=f"{name}: wanted a writeable array"):
-            collate(**{name: read_only})
-        with pytest.raises(ValueError, match=f"{name}: wanted 1 dimension, got 2"):
-            collate(**{name: array[:, None]})
-    misaligned = np.empty(good["input_ids"].nbytes + 1, np.uint8)[1:].view(np.int32)
-    with pytest.raises(ValueError, match="input_ids: wanted memory aligned to 4 bytes"):
-        collate(input_ids=misaligned)
+    for memory, error, message in (
+        (lambda n: np.zeros(n, np.int32), TypeError, "memory: wanted a C-contiguous array of uint8, got one of int32"),
+        (lambda n: np.zeros(2 * n, np.uint8)[::2], TypeError, "memory: wanted .* of uint8 that is not contiguous"),
+        (lambda n: bytearray(n), TypeError, "memory: wanted a NumPy array, got bytearray"),
+        (lambda n: np.zeros((1, n), np.uint8), ValueError, "memory: wanted 1 dimension, got 2"),
+        (lambda n: np.zeros(n - 1, np.uint8), ValueError, r"memory: wanted (\d+) bytes, got \d+"),
+        (lambda n: np.zeros(n + 1, np.uint8)[1:], ValueError, "memory: wanted memory aligned to 16 bytes"),
+        (read_only, ValueError, "memory: wanted a writeable array, got a read-only one"),
+    ):
+        with pytest.raises(error, match=message):
+            buffer.collate([0, 1], memory=memory)
+    with pytest.raises(TypeError):
+        buffer.collate([0, 1], memory=None)  # type: ignore[arg-type]
+
+
+def test_memory_that_evicts_what_was_planned() -> None:
+    buffer, _ = filled(3, max_trajectories=3)
+    before = buffer.turn_range
+
+    def push_and_allocate(num_bytes: int) -> np.ndarray:
+        buffer.extend(one_turn_games(1))
+        return np.zeros(num_bytes, np.uint8)
+
+    with pytest.raises(IndexError, match="trajectory_ids: wanted live trajectories, got one of 0, which a push has"):
+        buffer.collate([1, 0], memory=push_and_allocate)
+    assert buffer.turn_range[0] > before[0]
+    first = buffer.turn_range[0]
+    with pytest.raises(IndexError, match="turn_ids: wanted live trajectories, got one of 1, which a push has evicted"):
+        buffer.collate_transitions([first], memory=push_and_allocate)
+
+
+def test_an_error_of_memory_comes_through() -> None:
+    def no_memory(num_bytes: int) -> np.ndarray:
+        raise MemoryError(num_bytes)
+
+    buffer, _ = filled(2)
+    with pytest.raises(MemoryError):
+        buffer.collate([0], memory=no_memory)
+    assert buffer.collate([0]).terminated.size == 1
 
 
 def test_an_evicted_or_future_id_is_an_index_error_that_names_the_live_range() -> None:

@@ -88,7 +88,9 @@ class Features(RuleBasedStateMachine):
         turns = data.draw(st.lists(st.sampled_from(sorted(wanted)), min_size=1, max_size=40))
         got = self.buffer.read_features(turns, version, next_bytes, threads=threads)
         np.testing.assert_array_equal(got.rows, [wanted[t][0] for t in turns])
-        np.testing.assert_array_equal(got.next_rows, np.reshape([wanted[t][1] for t in turns], (len(turns), next_bytes)))
+        np.testing.assert_array_equal(
+            got.next_rows, np.reshape([wanted[t][1] for t in turns], (len(turns), next_bytes))
+        )
 
     @invariant()
     def knows_who_has_none(self) -> None:

@@ -80,8 +80,9 @@ def test_no_rows() -> None:
         ({"side": "middle"}, ValueError, "side: wanted 'left' or 'right', got 'middle'"),
         ({"pad_token_id": -1}, ValueError, r"pad_token_id: wanted 0 to 2\*\*31 - 1, got -1"),
         ({"pad_token_id": 2**31}, ValueError, r"pad_token_id: wanted 0 to 2\*\*31 - 1, got 2147483648"),
-        ({"width": 7}, ValueError, "width: wanted at least 8, the longest row, got 7"),
-        ({"width": 2**31}, Exception, "width|allocate"),
+        ({"width": 7}, ValueError, "width: wanted 8, the longest row, to 1073741823, got 7"),
+        ({"width": 2**31}, ValueError, "width: wanted 8, the longest row, to 1073741823, got 2147483648"),
+        ({"width": -1}, ValueError, "width: wanted 8, the longest row, to 1073741823, got -1"),
     ],
 )
 def test_bad_padding(arguments: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import gc
 import threading
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pytest
+from random_games import random_trajectories
 
-from archer_fast.staging import ALIGNMENT, StagingSlots, carve, dtypes_of, fresh
-
-
-class Pair(NamedTuple):
-    ids: npt.NDArray[np.int32]
-    flags: npt.NDArray[np.bool_]
+from archer_fast.buffer import TrajectoryBuffer
+from archer_fast.staging import StagingSlots, fresh
 
 
 def address(array: np.ndarray) -> int:
@@ -24,14 +19,30 @@ def address(array: np.ndarray) -> int:
 
 def test_a_slot_comes_back_when_the_last_array_over_it_dies() -> None:
     slots = StagingSlots()
-    first = carve(Pair, {"ids": 100, "flags": 100}, slots)
-    place = address(first.ids)
-    part = first.flags[10:20].reshape(2, 5)
+    first = slots(800)
+    place = address(first)
+    part = first.view(np.int32)[10:20].reshape(2, 5)
     del first
     second = slots(500)
     assert address(second) != place, "a view of a view still reads the slot"
     del part
     assert address(slots(500)) == place
+
+
+def test_a_batch_keeps_its_slot_while_one_of_its_arrays_lives() -> None:
+    buffer = TrajectoryBuffer(10_000, 100)
+    buffer.extend(random_trajectories(8))
+    slots = StagingSlots()
+    batch = buffer.collate(np.arange(8), memory=slots)
+    places = sorted(address(array) for array in batch)
+    assert places == [address(array) for array in batch] and all(place % 16 == 0 for place in places)
+    last, wanted = batch.rollout_logprobs, batch.rollout_logprobs.tolist()
+    del batch
+    other = buffer.collate(np.arange(8)[::-1], memory=slots)
+    assert address(other.input_ids) not in places
+    assert last.tolist() == wanted
+    del last
+    assert address(buffer.collate(np.arange(8), memory=slots).input_ids) == places[0]
 
 
 def test_a_tensor_keeps_its_slot() -> None:
@@ -79,14 +90,6 @@ def test_no_more_than_max_free_are_kept() -> None:
     assert len(slots._free) == 2
     with pytest.raises(ValueError, match="max_free: wanted 1 or more, got 0"):
         StagingSlots(max_free=0)
-
-
-def test_arrays_lie_side_by_side_and_aligned() -> None:
-    pair = carve(Pair, {"ids": 17, "flags": 3}, fresh)
-    assert dtypes_of(Pair) == {"ids": np.dtype(np.int32), "flags": np.dtype(np.bool_)}
-    assert (pair.ids.size, pair.ids.dtype, pair.flags.size, pair.flags.dtype) == (17, np.int32, 3, np.bool_)
-    assert address(pair.flags) - address(pair.ids) == 2 * ALIGNMENT
-    assert carve(Pair, {"ids": 0, "flags": 0}, StagingSlots()).ids.size == 0
 
 
 def test_threads_never_share_a_slot() -> None:

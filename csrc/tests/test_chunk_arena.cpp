@@ -12,7 +12,7 @@
 using archer_fast::ChunkArena;
 
 TEST_CASE("blocks keep their bytes until they are released, oldest first") {
-  ChunkArena arena(64);
+  ChunkArena arena(64, 64);
   std::deque<std::pair<std::byte*, std::size_t>> live;
   const auto byte_of = [](std::size_t i) { return static_cast<int>(i % 251); };
   std::size_t first = 0;
@@ -34,7 +34,7 @@ TEST_CASE("blocks keep their bytes until they are released, oldest first") {
 }
 
 TEST_CASE("memory is reused: a steady queue reserves a bounded number of chunks") {
-  ChunkArena arena(1024);
+  ChunkArena arena(1024, 1024);
   for (int i = 0; i < 10'000; ++i) {
     arena.allocate(100);
     if (i >= 20) arena.release_oldest();
@@ -43,7 +43,7 @@ TEST_CASE("memory is reused: a steady queue reserves a bounded number of chunks"
 }
 
 TEST_CASE("a block larger than a chunk does not stay reserved once it is gone") {
-  ChunkArena arena(64);
+  ChunkArena arena(64, 64);
   arena.allocate(10'000);
   arena.release_oldest();
   arena.allocate(20'000);
@@ -54,8 +54,21 @@ TEST_CASE("a block larger than a chunk does not stay reserved once it is gone") 
   CHECK(arena.num_blocks() == 1);
 }
 
+TEST_CASE("chunks grow with what is held: little of it is empty, in a queue that grows and in a steady one") {
+  constexpr std::size_t kBlock = 3000;
+  ChunkArena arena;
+  std::size_t live = 0;
+  for (int i = 0; i < 20'000; ++i) {
+    arena.allocate(kBlock);
+    ++live;
+    if (i >= 5'000 && i < 12'000) arena.release_oldest(), --live;
+    const std::size_t needed = live * kBlock;
+    CHECK(arena.reserved_bytes() <= needed + needed / 8 + 3 * ChunkArena::kMinChunkBytes);
+  }
+}
+
 TEST_CASE("an allocate is undone by release_newest, whatever chunk it came from") {
-  ChunkArena arena(64);
+  ChunkArena arena(64, 64);
   std::byte* const first = arena.allocate(40);
   std::memset(first, 1, 40);
   for (const std::size_t size : {std::size_t{24}, std::size_t{25}, std::size_t{64}, std::size_t{1000}}) {
@@ -102,7 +115,7 @@ class CountingSource final : public std::pmr::memory_resource {
 TEST_CASE("chunks come from the source and go back to it; an arena that it refuses is as before") {
   CountingSource source;
   {
-    ChunkArena arena(64, &source);
+    ChunkArena arena(64, 64, &source);
     arena.allocate(60);
     arena.allocate(100);
     CHECK(source.bytes == arena.reserved_bytes());

@@ -110,11 +110,14 @@ TEST_CASE("an array of the wrong length is named") {
   const PackedSizes sizes = archer_fast::packed_sizes(games.views);
   Poisoned memory;
   PackedArrays out = arrays(memory, sizes);
-  out.attention_mask = memory.array<bool>(11);
-  CHECK_THROWS_WITH_AS(out.check(sizes, std::nullopt), "attention_mask: wanted length 0, got 11",
-                       std::invalid_argument);
   out.cu_turns = out.cu_turns.first(2);
   CHECK_THROWS_WITH_AS(out.check(sizes, std::nullopt), "cu_turns: wanted length 3, got 2", std::invalid_argument);
+  const Padding padding{.width = 8, .pad_token_id = 0, .is_left = false};
+  CHECK_THROWS_WITH_AS(arrays(memory, sizes).check(sizes, padding), "input_ids: wanted length 16, got 11",
+                       std::invalid_argument);
+  out = arrays(memory, sizes, padding);
+  out.attention_mask = out.attention_mask.first(15);
+  CHECK_THROWS_WITH_AS(out.check(sizes, padding), "attention_mask: wanted length 16, got 15", std::invalid_argument);
 }
 
 TEST_CASE("an empty batch is two zeros") {

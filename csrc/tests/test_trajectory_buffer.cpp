@@ -3,12 +3,15 @@
 #include <algorithm>
 #include <atomic>
 #include <limits>
+#include <optional>
 #include <stdexcept>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "example.h"
 #include "trajectory_buffer.h"
+#include "two_games.h"
 
 using archer_fast::TrajectoryBuffer;
 using archer_fast::testing::Example;
@@ -51,10 +54,42 @@ TEST_CASE("a dead id is named with the live range") {
   Ids out(1);
   CHECK_THROWS_WITH_AS(buffer.trajectory_of(Ids{1}, out), "turn_ids[0]: wanted a live id in [2, 4), got 1",
                        std::out_of_range);
-  CHECK_THROWS_WITH_AS(buffer.collated_sizes(Ids{1, 2}), "trajectory_ids[1]: wanted a live id in [1, 2), got 2",
+  CHECK_THROWS_WITH_AS(buffer.plan(Ids{1, 2}), "trajectory_ids[1]: wanted a live id in [1, 2), got 2",
                        std::out_of_range);
   buffer.trajectory_of(Ids{3}, out);
   CHECK(out == Ids{1});
+}
+
+TEST_CASE("a batch is refused where a push has evicted one of it since it was planned") {
+  const Example example;
+  TrajectoryBuffer buffer({1000, 2, 0});
+  for (int i = 0; i < 2; ++i) buffer.push(example.view());
+  const auto games = buffer.plan(Ids{1, 0});
+  const auto turns = buffer.plan_transitions(Ids{3});
+  CHECK(turns.sizes.num_tokens == 9);
+  CHECK(turns.sizes.num_action_tokens == 2);
+  archer_fast::testing::Poisoned memory;
+  archer_fast::PackedArrays packed;
+  archer_fast::TransitionArrays transitions;
+  archer_fast::PackedArrays::for_each(packed, games.sizes, std::nullopt,
+                                      [&](const char*, auto& array, std::int64_t length, bool) {
+                                        array = memory.array<std::decay_t<decltype(array[0])>>(length);
+                                      });
+  archer_fast::TransitionArrays::for_each(transitions, turns.sizes, std::nullopt,
+                                          [&](const char*, auto& array, std::int64_t length, bool) {
+                                            array = memory.array<std::decay_t<decltype(array[0])>>(length);
+                                          });
+  buffer.push(example.view());  // trajectory 0 goes
+  CHECK_THROWS_WITH_AS(buffer.collate(games, std::nullopt, 1, packed),
+                       "trajectory_ids: wanted live trajectories, got one of 0, which a push has evicted since the "
+                       "batch was planned",
+                       std::out_of_range);
+  buffer.collate(turns, std::nullopt, 1, transitions);  // of trajectory 1
+  CHECK(archer_fast::testing::numbers(transitions.input_ids) ==
+        archer_fast::testing::Numbers(example.tokens.begin(), example.tokens.end()));
+  CHECK(transitions.state_positions[0] == 5);
+  buffer.push(example.view());
+  CHECK_THROWS_AS(buffer.collate(turns, std::nullopt, 1, transitions), std::out_of_range);
 }
 
 TEST_CASE("a restored buffer goes on as the original would have") {
