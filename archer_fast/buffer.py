@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from archer_fast import _C
+from archer_fast.arguments import as_int64, as_numbers
 from archer_fast.buffer_records import BufferStats, FeatureRows, PrioritisedSample, TurnRecords
 from archer_fast.open_trajectory import OpenTrajectory
-from archer_fast.packing import Int64, PackedArrays, as_int64, as_numbers
+from archer_fast.packing import Int64, PackedArrays
 from archer_fast.padding import PaddedArrays, PaddedTransitions, Side, padding_of
 from archer_fast.segments import NOTHING, Saved, commit, load
 from archer_fast.staging import Memory, UInt8, fresh

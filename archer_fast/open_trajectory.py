@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from archer_fast import _C
-from archer_fast.packing import as_int32, as_numbers
+from archer_fast.arguments import as_int32, as_numbers
 from archer_fast.trajectory_arrays import as_task_id
 
 

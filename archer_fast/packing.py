@@ -17,7 +17,6 @@ Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Arrays = TypeVar("Arrays", bound=NamedTuple)
-Number = TypeVar("Number", np.float32, np.float64)
 
 
 class PackedArrays(NamedTuple):
@@ -167,34 +166,3 @@ def assert_invariants(packed: PackedArrays) -> None:
     assert packed.action_mask.sum() == (packed.action_positions - packed.state_positions).sum()
     assert (packed.rollout_logprobs[~packed.action_mask] == 0).all()
     assert (packed.terminated != packed.truncated).all()
-
-
-def as_int64(name: str, values: npt.ArrayLike) -> Int64:
-    """Integers [n], C-contiguous. TypeError or ValueError names the argument: no float is cut to an integer."""
-    array = np.asarray(values)
-    if array.size == 0:
-        array = array.astype(np.int64)  # an empty list has no dtype of its own
-    if not (array.dtype.kind in "iu" and np.can_cast(array.dtype, np.int64)):
-        raise TypeError(f"{name}: wanted integers that fit into int64, got {array.dtype}")
-    if array.ndim != 1:
-        raise ValueError(f"{name}: wanted 1 dimension, got shape {array.shape}")
-    return np.ascontiguousarray(array, np.int64)
-
-
-def as_int32(name: str, values: npt.ArrayLike) -> Int32:
-    """Integers [n] that fit into int32, C-contiguous. TypeError or ValueError names the argument."""
-    array = as_int64(name, values)
-    if array.size and not (array.min() >= -(2**31) and array.max() < 2**31):
-        raise ValueError(f"{name}: wanted integers that fit into int32, got {array.min()} to {array.max()}")
-    return array.astype(np.int32)
-
-
-def as_numbers(name: str, numbers: npt.ArrayLike, dtype: type[Number]) -> npt.NDArray[Number]:
-    """Real numbers [n], C-contiguous, rounded to `dtype`. TypeError or ValueError names the argument."""
-    array = np.asarray(numbers)
-    if array.dtype.kind not in "iuf":
-        raise TypeError(f"{name}: wanted real numbers, got {array.dtype}")
-    if array.ndim != 1:
-        raise ValueError(f"{name}: wanted 1 dimension, got shape {array.shape}")
-    with np.errstate(over="ignore"):  # what is too large becomes inf, for the core to refuse by name
-        return np.ascontiguousarray(array, dtype)

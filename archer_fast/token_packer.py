@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy.typing as npt
 
 from archer_fast import _C
-from archer_fast.packing import Int64, as_int64
+from archer_fast.arguments import as_int64
+from archer_fast.packing import Int64
 
 
 def pack_tokens(lengths: npt.ArrayLike, max_tokens: int, num_ranks: int = 1) -> list[Int64]:

@@ -107,20 +107,29 @@ DRAW = "draw 256 of 1 M turns by priority, with their weights"
 UPDATE = "give 256 of 1 M turns new priorities"
 
 
+def make_priorities(num_turns: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.random.default_rng(1).gamma(0.5, size=num_turns) + 1e-6
+
+
 @pytest.fixture(scope="module")
 def priorities() -> np.ndarray[Any, np.dtype[np.float64]]:
-    return np.random.default_rng(1).gamma(0.5, size=NUM_TURNS) + 1e-6
+    return make_priorities(NUM_TURNS)
+
+
+def prioritised_buffer(priorities: np.ndarray[Any, np.dtype[np.float64]]) -> TrajectoryBuffer:
+    num_turns = priorities.size
+    turn = Turn(np.array([1]), np.array([2]), np.array([-1.0]), -1.0, 0)
+    game = Trajectory((turn,) * TURNS_A_GAME, np.array([]), True, False)
+    filled = TrajectoryBuffer(1 << 30, num_turns)
+    filled.extend([game] * (num_turns // TURNS_A_GAME))
+    assert filled.num_turns == num_turns
+    filled.update_priorities(np.arange(num_turns), priorities)
+    return filled
 
 
 @pytest.fixture(scope="module")
 def prioritised(priorities: np.ndarray[Any, np.dtype[np.float64]]) -> TrajectoryBuffer:
-    turn = Turn(np.array([1]), np.array([2]), np.array([-1.0]), -1.0, 0)
-    game = Trajectory((turn,) * TURNS_A_GAME, np.array([]), True, False)
-    filled = TrajectoryBuffer(1 << 30, NUM_TURNS)
-    filled.extend([game] * (NUM_TURNS // TURNS_A_GAME))
-    assert filled.num_turns == NUM_TURNS
-    filled.update_priorities(np.arange(NUM_TURNS), priorities)
-    return filled
+    return prioritised_buffer(priorities)
 
 
 @pytest.mark.benchmark(group=DRAW)

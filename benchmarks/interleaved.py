@@ -1,10 +1,10 @@
-"""A candidate timed in turn with the floor that its ratio is of: what else the machine does meets both."""
+"""Functions timed in turn, a candidate with the floor that its ratio is of: what else the machine does meets all."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -80,3 +80,48 @@ def seconds_in_turn(*functions: Callable[[], object], rounds: int, prepare: Call
             prepare()
             column.append(seconds_of(function))
     return [column[1:] for column in times]
+
+
+class Repeated:
+    """A function called so often that it takes about `seconds`; once at least, `most` times at most.
+
+    prepare: what is done, and not timed, before these calls.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[], object],
+        seconds: float = 0.0,
+        *,
+        most: int = 1 << 20,
+        prepare: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.function, self.prepare = function, prepare
+        function()
+        self.calls = min(most, max(1, round(seconds / seconds_of(function))))
+
+    def __call__(self) -> None:
+        for _ in range(self.calls):
+            self.function()
+
+
+def medians_in_turn(
+    benchmark: Any, candidate: Repeated, others: Mapping[str, Repeated], *, rounds: int
+) -> tuple[float, dict[str, float]] | None:
+    """Median over rounds of a call's mean time, the candidate's and the others'; None under --benchmark-disable.
+
+    In each round every function's turn comes; a first round does not count.
+    """
+    times: dict[str, list[float]] = {name: [] for name in others}
+
+    def setup() -> None:
+        for name, function in others.items():
+            function.prepare()
+            times[name].append(seconds_of(function) / function.calls)
+        candidate.prepare()
+
+    benchmark.pedantic(candidate, setup=setup, rounds=rounds, warmup_rounds=1)
+    if benchmark.stats is None:
+        return None
+    own = statistics.median(benchmark.stats.stats.data) / candidate.calls
+    return own, {name: statistics.median(column[-rounds:]) for name, column in times.items()}

@@ -1,4 +1,4 @@
-"""What the benchmarks of the ops leave behind for the page at the end of the run."""
+"""What benchmarks leave behind for the pages at the end of the run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 # By name of a module: makes its sections of the rows it collected. Not in conftest.py: tests/ has one of that name too.
-SECTIONS = pytest.StashKey[dict[str, Callable[[], tuple[Any, ...]]]]()
+Makers = dict[str, Callable[[], tuple[Any, ...]]]
+SECTIONS = pytest.StashKey[Makers]()  # of the page of the ops
+BUFFER_SECTIONS = pytest.StashKey[Makers]()
 DEVICE = pytest.StashKey[str]()  # "cpu" or "cuda"
-SHOWN_HERE = "in_ops_page"  # key of extra_info: pytest-benchmark need not print a table of it as well
+SHOWN_HERE = "in_a_page"  # key of extra_info: pytest-benchmark need not print a table of it as well

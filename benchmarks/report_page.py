@@ -1,4 +1,4 @@
-"""The page that the benchmarks of the ops print and write: where it was measured, then a table for each subject."""
+"""A page that benchmarks print and write: where it was measured, then a table for each subject."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-PEERS = ("liger-kernel", "cut-cross-entropy", "trl", "torchrl")
+OPS_PEERS = ("liger-kernel", "cut-cross-entropy", "trl", "torchrl")
+BUFFER_PEERS = ("torchrl", "tensordict", "cpprb", "transformers", "tokenizers")
 
 
 class Section(NamedTuple):
@@ -43,27 +44,41 @@ def table(section: Section) -> str:
     return "\n".join([line(section.header), line(rule), *map(line, section.rows)])
 
 
-def page(device: str, sections: Sequence[Section]) -> str:
-    parts = ["# Benchmarks of the ops", provenance(device)]
+def page(subject: str, facts: Mapping[str, str], sections: Sequence[Section]) -> str:
+    parts = [f"# Benchmarks of the {subject}", "\n".join(f"- {name}: {fact}" for name, fact in facts.items())]
     for section in sections:
         parts += [f"## {section.title}", section.note, table(section)]
     return "\n\n".join(parts) + "\n"
 
 
-def provenance(device: str) -> str:
-    """Machine, commit, command, date, versions."""
-    gpu = torch.cuda.get_device_name() if device == "cuda" else "not measured: this page is of the CPU"
-    facts = {
+def provenance() -> dict[str, str]:
+    """Machine, commit, command, date."""
+    return {
         "machine": f"{cpu_model()}, {os.cpu_count()} cores, {memory_gib():.0f} GiB, {platform.system()}",
         "commit": commit(),
         "command": command(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def ops_facts(device: str) -> dict[str, str]:
+    return {
+        **provenance(),
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         "memory": "freed memory stays with the process (benchmarks/conftest.py), but where extra memory is measured",
-        "GPU": gpu,
-        "peers": ", ".join(f"{name} {version(name)}" for name in PEERS),
+        "GPU": torch.cuda.get_device_name() if device == "cuda" else "not measured: this page is of the CPU",
+        "peers": versions(OPS_PEERS),
     }
-    return "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
+
+
+def buffer_facts() -> dict[str, str]:
+    return {
+        **provenance(),
+        "caches": cache_sizes(),
+        "memory": "freed batches stay with the process, stores have fresh memory (benchmarks/conftest.py)",
+        "versions": f"Python {platform.python_version()}, {versions(('numpy', 'torch'))}",
+        "peers": versions(BUFFER_PEERS),
+    }
 
 
 def cpu_model() -> str:
@@ -89,6 +104,20 @@ def command() -> str:
     program = Path(sys.argv[0]).absolute()
     name = str(program.relative_to(ROOT)) if program.is_relative_to(ROOT) else program.name
     return f"`{shlex.join([name, *sys.argv[1:]])}`"
+
+
+def cache_sizes() -> str:
+    """As the system tells: a virtual machine may show its host's, which others use too."""
+    found = []
+    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = ((cache / name).read_text().strip() for name in ("level", "type", "size"))
+        if kind != "Instruction":
+            found.append(f"L{level} {size}")
+    return ", ".join(found) or "unknown"
+
+
+def versions(packages: Iterable[str]) -> str:
+    return ", ".join(f"{name} {version(name)}" for name in packages)
 
 
 def version(package: str) -> str:

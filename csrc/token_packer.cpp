@@ -135,14 +135,14 @@ class Stock {
         next_(filled(num_items_ + 1, Size{0})) {
     std::iota(next_.begin(), next_.end(), Size{0});
     for (Size i = 0; i < num_items_; ++i) num_tokens_ += at(items, first + i).length;
+    if (num_items_ > 0 && at(items, first).length < kTablePerItem * num_items_) tabulate();
   }
 
   bool empty() const noexcept { return num_items_ == 0; }
 
   // Takes the longest item of at most `length`, kNone where there is none.
   Size take(Size length) {
-    const auto begin = items_.begin() + first_;
-    Size i = std::partition_point(begin, items_.end(), [=](const Item& item) { return item.length > length; }) - begin;
+    Size i = num_longer(length);
     while (at(next_, i) != i) i = at(next_, i) = at(next_, at(next_, i));
     if (i + 1 == static_cast<Size>(next_.size())) return kNone;
     at(next_, i) = i + 1;
@@ -162,12 +162,31 @@ class Stock {
   }
 
  private:
+  static constexpr Size kTablePerItem = 4;  // a larger table would take longer to make than it saves
+
+  void tabulate() {
+    num_longer_ = filled(at(items_, first_).length, Size{0});
+    Size length = std::ssize(num_longer_) - 1;
+    for (Size i = 1; i < num_items_; ++i) {
+      for (; length >= at(items_, first_ + i).length; --length) at(num_longer_, length) = i;
+    }
+    for (; length >= 0; --length) at(num_longer_, length) = num_items_;
+  }
+
+  // How many of the items that were there at first are longer than that.
+  Size num_longer(Size length) const {
+    if (!num_longer_.empty()) return length < std::ssize(num_longer_) ? at(num_longer_, length) : 0;
+    const auto begin = items_.begin() + first_;
+    return std::partition_point(begin, items_.end(), [=](const Item& item) { return item.length > length; }) - begin;
+  }
+
   const std::vector<Item>& items_;
   Size first_;
   Size num_items_;
   Size num_tokens_ = 0;
   std::vector<Size>
       next_;  // by place behind first_: itself, or one nearer to the next that is there; one more: the end
+  std::vector<Size> num_longer_;  // by length below the longest; empty where there would be too many
 };
 
 // Items, longest first, and the bin of each: bins[i] is that of items[i].

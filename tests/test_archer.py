@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -188,6 +189,30 @@ def test_the_critics_loss_is_that_of_plain_passes(make_lm: MakeLM, trunk: str, t
     learner.update_critic(meters)
     got = meters.read()
     assert {name: got[name] for name in wanted} == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("trunk", ["frozen", "shared", "separate"])
+@pytest.mark.parametrize("value_target", ["behaviour", "resample"])
+def test_reading_ahead_changes_nothing(make_lm: MakeLM, trunk: str, value_target: str) -> None:
+    """In a thread of its own, as on a GPU; the memory that it writes to is used again."""
+    readers: set[str] = set()
+    parameters = []
+    for reads_ahead in (False, True):
+        learner = make_learner(make_lm, make_config(trunk, value_target, epochs=6))
+        assert not learner.reads_ahead, "on a CPU"
+        learner.reads_ahead = reads_ahead
+        learner.insert(random_games(), Meters())
+        read = learner.buffer.turn_records
+
+        def noted(turn_ids: np.ndarray, read: Any = read) -> Any:
+            readers.add(threading.current_thread().name)
+            return read(turn_ids)
+
+        learner.buffer.turn_records = noted  # type: ignore[method-assign]
+        learner.update_critic(Meters())
+        parameters.append(torch.nn.utils.parameters_to_vector(learner.critic.parameters()).detach().clone())
+    assert torch.equal(*parameters)
+    assert len(readers) == 2 and any(name.startswith("prefetch") for name in readers)
 
 
 def test_games_that_left_the_buffer_left_the_critic(make_lm: MakeLM, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from archer_fast import cli, cli_bench
+from archer_fast.cli_args import BENCHMARKS
 from archer_fast.compile_report import Row
 
 
@@ -123,8 +124,10 @@ def test_a_broken_limit_is_said_and_the_exit_status_is_1(rows: list[Row], option
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["kernel"], "unknown benchmark 'kernel'; did you mean 'kernels'? (benchmarks: kernels)"),
-        (["everything"], "unknown benchmark 'everything' (benchmarks: kernels)"),
+        (["kernel"], "unknown benchmark 'kernel'; did you mean 'kernels'? (benchmarks: kernels, buffer)"),
+        (["bufer"], "unknown benchmark 'bufer'; did you mean 'buffer'? (benchmarks: kernels, buffer)"),
+        (["everything"], "unknown benchmark 'everything' (benchmarks: kernels, buffer)"),
+        (["buffer", "--compile-report"], "compile-report: wanted with kernels, got with buffer"),
         (["kernels", "--markdown"], "markdown: wanted with --compile-report, got without"),
     ],
 )
@@ -137,11 +140,17 @@ def test_a_misspelt_option_is_met_with_the_right_one() -> None:
     assert code == 2 and "Perhaps you meant" in err and "--compile-report" in err
 
 
-def test_help_tells_of_both_uses() -> None:
+def test_help_tells_of_every_use() -> None:
     code, out, _ = run_cli("bench", "--help")
     said = " ".join(out.split())
     assert code == 0
-    for part in ("bench_ops.py", "--compile-report", "needs no GPU", "sm_80 (A100), sm_90 (H100) and sm_100 (B200)"):
+    for part in (
+        "bench_ops.py",
+        "bench_replay.py",
+        "--compile-report",
+        "needs no GPU",
+        "sm_80 (A100), sm_90 (H100) and sm_100 (B200)",
+    ):
         assert part in said
 
 
@@ -156,28 +165,40 @@ def test_without_triton_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_installed_package_says_where_the_benchmarks_live(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cli_bench, "BENCHMARKS", tmp_path)
-    code, out, err = run_cli("bench", "kernels")
-    assert (code, out) == (2, "")
-    assert f"wanted {tmp_path / 'bench_ops.py'}" in err and "Clone the repository" in err and err.count("\n") == 1
+    for what, file in (("kernels", "bench_ops.py"), ("buffer", "bench_replay.py")):
+        code, out, err = run_cli("bench", what)
+        assert (code, out) == (2, "")
+        assert f"wanted {tmp_path / file}" in err and "Clone the repository" in err and err.count("\n") == 1
 
 
 def test_the_path_is_the_repositorys() -> None:
     assert Path(__file__).resolve().parents[1] / "benchmarks" == cli_bench.BENCHMARKS
 
 
+def test_every_choice_has_its_files() -> None:
+    assert tuple(cli_bench._FILES) == BENCHMARKS
+    assert all((cli_bench.BENCHMARKS / name).is_file() for names in cli_bench._FILES.values() for name in names)
+
+
 @pytest.mark.parametrize(("body", "code"), [("pass", 0), ("assert False", 1)])
+@pytest.mark.parametrize("what", BENCHMARKS)
 def test_the_benchmarks_run_and_their_failure_is_ours(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str], body: str, code: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str], what: str, body: str, code: int
 ) -> None:
+    """Its own files run, and nobody else's."""
     folder = tmp_path / "benchmarks"
     folder.mkdir()
-    test = "def test_it(benchmark):\n    benchmark.pedantic(lambda: None, rounds=1)\n"
-    (folder / "bench_ops.py").write_text(test)
-    (folder / "bench_scans.py").write_text(f"{test}    {body}\n")
-    (folder / "bench_buffer.py").write_text("raise AssertionError('no kernel')\n")
+    (folder / "bench_other.py").write_text("raise AssertionError('not asked for')\n")
+    own = cli_bench._FILES[what]
+    for others in cli_bench._FILES.values():
+        for name in others:
+            test = "def test_it(benchmark):\n    benchmark.pedantic(lambda: None, rounds=1)\n"
+            (folder / name).write_text(f"{test}    {body}\n" if name == own[-1] else test)
     monkeypatch.setattr(cli_bench, "BENCHMARKS", folder)
-    assert run_cli("bench", "kernels").code == code
-    assert ("2 passed" if code == 0 else "1 failed, 1 passed") in capfd.readouterr().out
+    assert run_cli("bench", what).code == code
+    out = capfd.readouterr().out
+    assert f"{len(own)} passed" in out if code == 0 else "1 failed" in out
+    assert ("passed" in out) == (code == 0 or len(own) > 1)
 
 
 @pytest.mark.parametrize("name", ["pytest", "pytest_benchmark"])

@@ -23,14 +23,15 @@ PACKAGE = ROOT / "archer_fast"
 ARROWS: dict[str, set[str]] = {
     # left of pack: what happened, no torch
     "trajectory": set(),
+    "arguments": set(),
     "staging": set(),
     "prefetch": set(),
     "packing": {"trajectory"},
     "transitions": {"packing", "trajectory"},
     "padding": {"packing", "transitions"},
-    "token_packer": {"_C", "packing"},
+    "token_packer": {"_C", "arguments", "packing"},
     "trajectory_arrays": {"trajectory"},
-    "open_trajectory": {"_C", "packing", "trajectory_arrays"},
+    "open_trajectory": {"_C", "arguments", "trajectory_arrays"},
     "sealed_file": set(),
     "folder_lock": set(),
     "segment_file": {"sealed_file"},
@@ -49,6 +50,7 @@ ARROWS: dict[str, set[str]] = {
     "buffer_records": {"packing", "staging"},
     "buffer": {
         "_C",
+        "arguments",
         "buffer_records",
         "open_trajectory",
         "packing",

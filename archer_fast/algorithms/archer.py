@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,6 +59,7 @@ class Archer:
         if buffer.feature_bytes != wanted:
             raise ValueError(f"buffer: wanted feature_bytes = {wanted}, got {buffer.feature_bytes}")
         self.staging = DeviceStaging(actor.device)
+        self.reads_ahead = actor.device.type != "cpu"  # there it takes a core from the step it runs beside: NOTES.md
         self.rng = np.random.default_rng([config.seed, 2])  # which turns of a game the actor visits
         c, a, patience = config.critic, config.actor, config.max_skipped_steps
         head_groups = [
@@ -102,7 +104,8 @@ class Archer:
         c = self.config.critic
         draws = [self._draw_transitions() for _ in range(c.epochs)]
         fresh = self._fresh_actions(draws, meters) if c.value_target == "resample" else None
-        with Prefetcher(map(self._replay, draws)) as replayed:
+        reads = map(self._replay, draws)
+        with Prefetcher(reads) if self.reads_ahead else nullcontext(reads) as replayed:
             for epoch, turns in enumerate(replayed):
                 loss = self._critic_loss(turns, None if fresh is None else fresh[epoch], meters)
                 self.critic_step(loss, meters, turns.trajectory_ids)
@@ -206,7 +209,7 @@ class Archer:
         return self._turns_of(games)
 
     def _replay(self, turn_ids: np.ndarray) -> ReplayedTurns:
-        """What a critic step reads of the buffer; made by a thread of its own while the step before runs."""
+        """What a critic step reads of the buffer; made while the step before runs, where `reads_ahead`."""
         records, trajectory_ids = self.buffer.turn_records(turn_ids), self.buffer.trajectory_of(turn_ids)
         read: FeatureRows | PackedArrays
         if self.critic.trains_trunk:
