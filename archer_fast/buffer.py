@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import tempfile
 from collections.abc import Iterable
@@ -12,7 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from archer_fast import _C
-from archer_fast.arguments import as_int64, as_numbers
+from archer_fast.arguments import (
+    MAX_INT32,
+    MAX_INT64,
+    MIN_INT32,
+    MIN_INT64,
+    as_flag,
+    as_int64,
+    as_integer,
+    as_numbers,
+    as_real,
+)
 from archer_fast.buffer_records import BufferStats, FeatureRows, PrioritisedSample, TurnRecords
 from archer_fast.open_trajectory import OpenTrajectory
 from archer_fast.packing import Int64, PackedArrays
@@ -24,6 +33,7 @@ from archer_fast.trajectory_arrays import TrajectoryArrays, flatten
 from archer_fast.transitions import TransitionArrays
 
 MAX_FEATURE_MEMORY = 4 << 30  # bytes
+MAX_DRAWS = 2**60 - 1  # ids of an array whose bytes int64 can count
 
 Float64 = npt.NDArray[np.float64]
 
@@ -36,9 +46,12 @@ class TrajectoryBuffer:
 
         trajectory_range == (1, 3), turn_range == (2, 6), num_evicted == 1
 
-    An id outside these ranges is an IndexError. `Trajectory.info` is not stored. Any thread may call any method;
-    another thread's push may evict an id between two calls. The same seed and calls draw the same samples on
-    every machine.
+    An id outside these ranges is an IndexError. `Trajectory.info` is not stored. The same seed and calls draw the same
+    samples on every machine.
+
+    Any thread may call any method; another thread's push may evict an id between two calls. Join the threads that
+    push before the program ends: a daemon thread that is inside a call while the interpreter shuts down aborts the
+    process (pybind11 cannot give it the GIL any more).
     """
 
     _saved: Saved = NOTHING  # what of this buffer is on the disk, wherever it lies now
@@ -67,18 +80,14 @@ class TrajectoryBuffer:
             folder for temporary files; where that is in memory itself, name one on a disk. A push for which the
             disk has no room is an OSError.
         """
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seed: wanted 0 to 2**64 - 1, got {seed}")
-        if vocab_size is not None and not 1 <= vocab_size <= 2**31:
-            raise ValueError(f"vocab_size: wanted 1 to 2**31, or None, got {vocab_size}")
         self._core = _C.TrajectoryBuffer(
-            max_tokens=max_tokens,
-            max_trajectories=max_trajectories,
-            seed=seed,
-            vocab_size=vocab_size or 0,
-            gamma=gamma,
-            feature_bytes=feature_bytes,
-            max_feature_memory=max_feature_memory,
+            max_tokens=as_integer("max_tokens", max_tokens, 2, MAX_INT64),
+            max_trajectories=as_integer("max_trajectories", max_trajectories, 1, MAX_INT64),
+            seed=as_integer("seed", seed, 0, 2**64 - 1),
+            vocab_size=0 if vocab_size is None else as_integer("vocab_size", vocab_size, 1, 2**31),
+            gamma=as_real("gamma", gamma, 0, 1),
+            feature_bytes=as_integer("feature_bytes", feature_bytes, 0, 2**30),
+            max_feature_memory=as_integer("max_feature_memory", max_feature_memory, 0, MAX_INT64),
             feature_folder=_folder(feature_folder),
         )
 
@@ -88,7 +97,9 @@ class TrajectoryBuffer:
         task_id: a number of int32 for the task that was played, for draws `by_task`. A new turn's priority is the
         largest that any turn ever had, 1 at first.
         """
-        return self.extend([trajectory], [task_id])[0]
+        if not isinstance(trajectory, Trajectory):
+            raise TypeError(f"trajectory: wanted a Trajectory, got {type(trajectory).__name__}")
+        return self.extend([trajectory], [as_integer("task_id", task_id, MIN_INT32, MAX_INT32)])[0]
 
     def extend(self, trajectories: Iterable[Trajectory], task_ids: Iterable[int] | None = None) -> list[int]:
         """Copy trajectories in and return their ids: all of them at one moment, or none where one is refused.
@@ -190,10 +201,14 @@ class TrajectoryBuffer:
 
         Raises ValueError where the buffer is empty, has no turn as recent as that, or too few distinct ones.
         """
-        if min_policy_version is None:
-            return self._core.sample_turns(n, replacement=replacement, by_task=by_task)
+        version = MIN_INT64  # or later: any
+        if min_policy_version is not None:
+            version = as_integer("min_policy_version", min_policy_version, MIN_INT64, MAX_INT64)
         return self._core.sample_turns(
-            n, replacement=replacement, min_policy_version=operator.index(min_policy_version), by_task=by_task
+            as_integer("n", n, 0, MAX_DRAWS),
+            replacement=as_flag("replacement", replacement),
+            min_policy_version=version,
+            by_task=as_flag("by_task", by_task),
         )
 
     def sample_trajectories(self, n: int, *, by_task: bool = False) -> Int64:
@@ -201,7 +216,7 @@ class TrajectoryBuffer:
 
         by_task: equal numbers of each task, as in `sample_turns` without replacement.
         """
-        return self._core.sample_trajectories(n, by_task=by_task)
+        return self._core.sample_trajectories(as_integer("n", n, 0, MAX_DRAWS), by_task=as_flag("by_task", by_task))
 
     def sample_prioritised(self, n: int, beta: float = 0.4) -> PrioritisedSample:
         """n turns in proportion to their priorities (Schaul et al. 2016, arXiv 1511.05952).
@@ -214,6 +229,7 @@ class TrajectoryBuffer:
 
         Raises ValueError for another beta, an empty buffer, or one where every priority is 0.
         """
+        n, beta = as_integer("n", n, 0, MAX_DRAWS), as_real("beta", beta, 0, 1)
         return PrioritisedSample(*self._core.sample_prioritised(n, beta))
 
     def update_priorities(self, turn_ids: npt.ArrayLike, priorities: npt.ArrayLike) -> int:
@@ -238,6 +254,10 @@ class TrajectoryBuffer:
         """Each trajectory's first turn id [n] and number of turns [n]."""
         return self._core.turn_span(as_int64("trajectory_ids", trajectory_ids))
 
+    def lengths(self, trajectory_ids: npt.ArrayLike) -> Int64:
+        """Each trajectory's number of tokens [n]."""
+        return self._core.lengths(as_int64("trajectory_ids", trajectory_ids))
+
     def turn_records(self, turn_ids: npt.ArrayLike) -> TurnRecords:
         return TurnRecords(*self._core.turn_records(as_int64("turn_ids", turn_ids)))
 
@@ -247,14 +267,14 @@ class TrajectoryBuffer:
     def collate(self, trajectory_ids: npt.ArrayLike, *, memory: Memory = fresh, threads: int = 1) -> PackedArrays:
         """The trajectories end to end, in the order given."""
         ids = as_int64("trajectory_ids", trajectory_ids)
-        return PackedArrays._make(self._core.collate(ids, None, threads, memory))
+        return PackedArrays._make(self._core.collate(ids, None, _thread_count(threads), memory))
 
     def collate_transitions(
         self, turn_ids: npt.ArrayLike, *, memory: Memory = fresh, threads: int = 1
     ) -> TransitionArrays:
         """The turns with all that came before them, end to end, in the order given."""
         ids = as_int64("turn_ids", turn_ids)
-        return TransitionArrays._make(self._core.collate_transitions(ids, None, threads, memory))
+        return TransitionArrays._make(self._core.collate_transitions(ids, None, _thread_count(threads), memory))
 
     def collate_padded(
         self,
@@ -272,7 +292,7 @@ class TrajectoryBuffer:
         """
         ids = as_int64("trajectory_ids", trajectory_ids)
         padding = padding_of(pad_token_id, side, width)
-        return PaddedArrays._make(self._core.collate(ids, padding, threads, memory))
+        return PaddedArrays._make(self._core.collate(ids, padding, _thread_count(threads), memory))
 
     def collate_padded_transitions(
         self,
@@ -287,7 +307,7 @@ class TrajectoryBuffer:
         """The transitions in lines of their own; see `collate_padded`."""
         ids = as_int64("turn_ids", turn_ids)
         padding = padding_of(pad_token_id, side, width)
-        return PaddedTransitions._make(self._core.collate_transitions(ids, padding, threads, memory))
+        return PaddedTransitions._make(self._core.collate_transitions(ids, padding, _thread_count(threads), memory))
 
     @property
     def feature_bytes(self) -> int:
@@ -310,8 +330,9 @@ class TrajectoryBuffer:
         live, ValueError for another number of bytes, a negative version, or a buffer without features; nothing is
         changed then.
         """
-        flat = _flat_bytes("rows", rows)
-        self._core.set_features(as_int64("trajectory_ids", trajectory_ids), operator.index(trunk_version), flat)
+        flat = _flat_rows("rows", rows, self.feature_bytes)
+        version = as_integer("trunk_version", trunk_version, 0, MAX_INT64)
+        self._core.set_features(as_int64("trajectory_ids", trajectory_ids), version, flat)
 
     def read_features(
         self,
@@ -327,18 +348,13 @@ class TrajectoryBuffer:
         Raises IndexError for an id that is not live; ValueError for a turn whose trajectory has no features of this
         version, which it names with what is there.
         """
-        ids = as_int64("turn_ids", turn_ids)
-        if not 0 <= next_bytes <= self.feature_bytes:
-            raise ValueError(f"next_bytes: wanted 0 to feature_bytes = {self.feature_bytes}, got {next_bytes}")
-        num_bytes, num_next_bytes = ids.size * self.feature_bytes, ids.size * next_bytes
-        both = memory(num_bytes + num_next_bytes)
-        rows, next_rows = both[:num_bytes], both[num_bytes : num_bytes + num_next_bytes]
-        self._core.read_features(ids, operator.index(trunk_version), rows, next_rows, threads)
-        return FeatureRows(rows.reshape(ids.size, self.feature_bytes), next_rows.reshape(ids.size, next_bytes))
+        ids, version = as_int64("turn_ids", turn_ids), as_integer("trunk_version", trunk_version, 0, MAX_INT64)
+        num_next = as_integer("next_bytes", next_bytes, 0, self.feature_bytes)
+        return FeatureRows(*self._core.read_features(ids, version, num_next, _thread_count(threads), memory))
 
     def trajectories_without_features(self, trunk_version: int) -> Int64:
         """Ids, ascending, of the live trajectories that have none of this version."""
-        return self._core.trajectories_without_features(operator.index(trunk_version))
+        return self._core.trajectories_without_features(as_integer("trunk_version", trunk_version, 0, MAX_INT64))
 
     def save(self, folder: str | os.PathLike[str], previous: str | os.PathLike[str] | None = None) -> None:
         """Commit the buffer to a folder of its own (see `segments`): whole there, or as it was there before.
@@ -371,19 +387,26 @@ class TrajectoryBuffer:
         Raises FileNotFoundError, or ValueError that names the file and the field at fault; OSError where the features
         find no room.
         """
+        max_feature_memory = as_integer("max_feature_memory", max_feature_memory, 0, MAX_INT64)
         buffer = cls.__new__(cls)
         buffer._core, buffer._saved = load(Path(folder), max_feature_memory, _folder(feature_folder))
         return buffer
+
+
+def _thread_count(threads: int) -> int:
+    return as_integer("threads", threads, 1, MAX_INT32)
 
 
 def _folder(folder: str | os.PathLike[str] | None) -> str:
     return tempfile.gettempdir() if folder is None else str(Path(folder))
 
 
-def _flat_bytes(name: str, rows: UInt8) -> UInt8:
-    """All bytes of an array, end to end, without a copy."""
+def _flat_rows(name: str, rows: UInt8, row_bytes: int) -> UInt8:
+    """All bytes of [R, row_bytes], end to end, without a copy."""
     if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8:
         raise TypeError(f"{name}: wanted an array of uint8, got {getattr(rows, 'dtype', type(rows).__name__)}")
     if not rows.flags.c_contiguous:
         raise TypeError(f"{name}: wanted a C-contiguous array, got strides {rows.strides} for shape {rows.shape}")
+    if row_bytes and (rows.ndim != 2 or rows.shape[1] != row_bytes):
+        raise ValueError(f"{name}: wanted shape (R, feature_bytes = {row_bytes}), got {rows.shape}")
     return rows.reshape(-1)

@@ -52,9 +52,10 @@ class FeatureRows(NamedTuple):
 class BufferStats(NamedTuple):
     """One consistent look at the buffer.
 
-    Four games of two turns each, the last two of them played by policy version 7, in a buffer for three games:
+    Four games of two turns and nine tokens each, the first two of them played by policy version 6 and the others by 7,
+    in a TrajectoryBuffer(1000, 3):
 
-        BufferStats(num_trajectories=3, num_turns=6, num_tokens=27, num_evicted=1, num_bytes=4194716,
+        BufferStats(num_trajectories=3, num_turns=6, num_tokens=27, num_evicted=1, num_bytes=65744,
                     turns_by_age={0: 2, 1: 2, 2: 2}, turns_by_version={6: 2, 7: 4})
     """
 

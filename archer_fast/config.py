@@ -162,7 +162,7 @@ class BufferConfig:
     max_trajectories: int = 1024
     """Games kept."""
     max_tokens: int = 1 << 20
-    """Tokens kept (4 bytes each)."""
+    """Tokens kept (2 bytes each for a vocabulary of up to 65,536, else 4)."""
     max_feature_memory_gb: float = 4.0
     """GiB of a `frozen` critic trunk's features in RAM (a turn has 2 hidden states); more lie in files without names in
     $TMPDIR, or /tmp, mapped into memory and gone when the run ends."""

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import operator
-
 import numpy as np
 import numpy.typing as npt
 
 from archer_fast import _C
-from archer_fast.arguments import as_int32, as_numbers
-from archer_fast.trajectory_arrays import as_task_id
+from archer_fast.arguments import (
+    MAX_INT32,
+    MAX_INT64,
+    MIN_INT32,
+    MIN_INT64,
+    as_flag,
+    as_int32,
+    as_integer,
+    as_numbers,
+    as_real,
+)
 
 
 class OpenTrajectory:
@@ -21,7 +28,8 @@ class OpenTrajectory:
 
     def __init__(self, buffer: _C.TrajectoryBuffer, task_id: int) -> None:
         self._buffer = buffer
-        self._game: _C.OpenTrajectory | None = _C.OpenTrajectory(buffer.vocab_size, as_task_id(task_id))
+        task_id = as_integer("task_id", task_id, MIN_INT32, MAX_INT32)
+        self._game: _C.OpenTrajectory | None = _C.OpenTrajectory(buffer.vocab_size, task_id)
 
     @property
     def num_turns(self) -> int:
@@ -41,8 +49,8 @@ class OpenTrajectory:
             as_int32("observation_ids", observation_ids),
             as_int32("action_ids", action_ids),
             as_numbers("rollout_logprobs", rollout_logprobs, np.float32),
-            reward,
-            operator.index(policy_version),
+            as_real("reward", reward),
+            as_integer("policy_version", policy_version, MIN_INT64, MAX_INT64),
         )
 
     def end(
@@ -53,8 +61,12 @@ class OpenTrajectory:
         final_observation_ids: what the last action was answered with, if anything. Exactly one of `terminated` (the
         task ended) and `truncated` (something cut it) is True, or ValueError.
         """
-        final = as_int32("final_observation_ids", final_observation_ids)
-        trajectory_id = self._open().end(self._buffer, final, bool(terminated), bool(truncated))
+        trajectory_id = self._open().end(
+            self._buffer,
+            as_int32("final_observation_ids", final_observation_ids),
+            as_flag("terminated", terminated),
+            as_flag("truncated", truncated),
+        )
         self._game = None
         return trajectory_id
 

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
+from archer_fast.arguments import MAX_INT32, MAX_INT64, as_integer
 from archer_fast.packing import Bool, Float32, Int32, Int64, PackedArrays, empty_arrays, packed_sizes
 from archer_fast.transitions import TransitionArrays, transition_sizes
 
@@ -76,12 +77,14 @@ Padded = TypeVar("Padded", PaddedArrays, PaddedTransitions)
 
 
 def padding_of(pad_token_id: int, side: Side, width: int | None) -> tuple[int | None, int, bool]:
-    """As the C++ buffer takes it; ValueError names what cannot be."""
+    """As the C++ buffer takes it; TypeError or ValueError names what cannot be."""
     if side not in SIDES:
         raise ValueError(f"side: wanted {' or '.join(map(repr, SIDES))}, got {side!r}")
-    if not 0 <= pad_token_id < 2**31:
-        raise ValueError(f"pad_token_id: wanted 0 to 2**31 - 1, got {pad_token_id}")
-    return width, pad_token_id, side == "left"
+    return (
+        None if width is None else as_integer("width", width, 0, MAX_INT64),
+        as_integer("pad_token_id", pad_token_id, 0, MAX_INT32),
+        side == "left",
+    )
 
 
 def pad_packed(packed: PackedArrays, pad_token_id: int, side: Side, width: int) -> PaddedArrays:

@@ -21,6 +21,7 @@ FIXED = (
     "buffer.max_tokens",
     "critic.trunk",
     "critic.hidden_size",
+    "critic.gamma",
 )
 _OF_ONE_CALL = ("out", "resume")
 

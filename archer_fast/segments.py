@@ -45,8 +45,9 @@ if TYPE_CHECKING:
 
 Int64 = npt.NDArray[np.int64]
 
-# More pushed at once becomes several segments: neither writing nor reading holds a second copy of it all, and the
-# memory of one file, some 25 MB, is used again for the next (above 32 MB malloc gives it back: 1 s a GB of faults).
+# More pushed at once becomes several segments: the memory of one file, some 25 MB, is used again for the next (above
+# 32 MB malloc gives it back: 1 s a GB of faults). Beside the buffer a commit holds what is new once more, as arrays of
+# one moment, and a load all of it twice.
 MAX_SEGMENT_TOKENS = 1 << 22
 PRIORITIES: dict[str, type[np.generic]] = {"priorities": np.float64}
 SCALARS: dict[str, type] = {
@@ -128,7 +129,7 @@ def _write(
 ) -> Manifest:
     kept = KeptFiles(folder, old, previous)
     segments = _kept(kept, core, known)
-    state, priorities, num_turns = _snapshot(core, segments[-1].end if segments else 0)
+    state, priorities, num_turns = core.snapshot(segments[-1].end if segments else 0)
     oldest = state["first_trajectory_id"]
     first = max(oldest, segments[-1].end) if segments else oldest
     segments = [s for s in segments if s.end > oldest]
@@ -172,20 +173,6 @@ def _with_features(
     path = kept.folder / kept.new_name("features", first, segment.end)
     file = write_feature_file(path, core, first, num_turns[first - oldest : segment.end - oldest])
     return segment._replace(features=FeatureFile(first, file))
-
-
-def _snapshot(core: _C.TrajectoryBuffer, first: int) -> tuple[BufferState, npt.NDArray[np.float64], Int64]:
-    """The state from trajectory `first` on, every live turn's priority and every live trajectory's number of turns,
-    as they were at one moment."""
-    while True:
-        live = core.trajectory_range
-        priorities = core.priorities()
-        state = core.state_since(first)
-        oldest = state["first_trajectory_id"]
-        if live == (oldest, max(first, oldest) + state["num_turns"].size):
-            with contextlib.suppress(IndexError):  # another thread's push evicted one just now
-                return state, priorities, core.turn_span(np.arange(*live))[1]
-        # Else another thread pushed in between.
 
 
 def _read_state(folder: Path, manifest: Manifest) -> tuple[BufferState, list[Int64]]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy.typing as npt
 
 from archer_fast import _C
-from archer_fast.arguments import as_int64
+from archer_fast.arguments import MAX_INT32, MAX_INT64, as_int64, as_integer
 from archer_fast.packing import Int64
 
 
@@ -33,7 +33,11 @@ def pack_tokens(lengths: npt.ArrayLike, max_tokens: int, num_ranks: int = 1) -> 
     Errors: ValueError naming the argument, for a length its index too; also where there are fewer lengths than bins
     (n < num_ranks is always one). TypeError for lengths that are no integers.
     """
-    item_ids, cu_bins = _C.pack_tokens(as_int64("lengths", lengths), max_tokens, num_ranks)
+    item_ids, cu_bins = _C.pack_tokens(
+        as_int64("lengths", lengths),
+        as_integer("max_tokens", max_tokens, 1, MAX_INT32),
+        as_integer("num_ranks", num_ranks, 1, MAX_INT64),
+    )
     return [item_ids[begin:end] for begin, end in itertools.pairwise(cu_bins.tolist())]
 
 

@@ -49,6 +49,7 @@ def train(config: Config, folder: RunFolder, watcher: Watcher) -> dict[str, floa
 def iterate(run: RunState, watcher: Watcher) -> None:
     """Iterations until all are done; after Ctrl-C, Interrupted once the present one is saved."""
     config, learner, meters, clock = run.config, run.learner, Meters(), Clock()
+    saved: Path | None = None  # where the present iteration lies
     with StopRequest(watcher) as stop:
         while run.iteration < config.iterations and not stop.requested:
             try:
@@ -65,14 +66,15 @@ def iterate(run: RunState, watcher: Watcher) -> None:
             except NonFiniteLoss as error:
                 raise dumped(run, error) from error
             run.iteration += 1
+            saved = None
             with clock("other"):
                 evaluation = run.evaluate_if_due()
             run.record({**measure(games, meters, clock), **evaluation})
             if run.iteration % config.checkpoint_every == 0 or run.iteration == config.iterations:
                 with clock("other"):  # in the next iteration's row: this one is written
-                    run.save()
+                    saved = run.save()
     if stop.requested:
-        raise Interrupted(run.save())
+        raise Interrupted(saved or run.save())
 
 
 class StopRequest:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from archer_fast.arguments import MAX_INT64, MIN_INT64, as_flag, as_int32, as_integer, as_numbers, as_real
+
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
 
@@ -35,22 +37,20 @@ class Turn:
     policy_version: int  # optimizer steps the sampling policy had seen
 
     def __post_init__(self) -> None:
-        for name, dtype in (
-            ("observation_ids", np.int32),
-            ("action_ids", np.int32),
-            ("rollout_logprobs", np.float32),
-        ):
-            array = np.ascontiguousarray(getattr(self, name), dtype=dtype)
-            if array.ndim != 1 or array.size == 0:
-                raise ValueError(f"{name}: wanted a 1-d array of at least one item, got shape {array.shape}")
-            object.__setattr__(self, name, array)
-        if self.rollout_logprobs.shape != self.action_ids.shape:
+        keep = object.__setattr__  # frozen for everybody else
+        for name in ("observation_ids", "action_ids"):
+            ids = as_int32(name, getattr(self, name))
+            if ids.size == 0:
+                raise ValueError(f"{name}: wanted at least 1 token, got none")
+            keep(self, name, ids)
+        keep(self, "rollout_logprobs", as_numbers("rollout_logprobs", self.rollout_logprobs, np.float32))
+        if self.rollout_logprobs.size != self.action_ids.size:
             raise ValueError(
                 f"rollout_logprobs: wanted one per action token ({self.action_ids.size}), "
                 f"got {self.rollout_logprobs.size}"
             )
-        if not np.isfinite(self.reward):
-            raise ValueError(f"reward: wanted a finite number, got {self.reward}")
+        keep(self, "reward", as_real("reward", self.reward))
+        keep(self, "policy_version", as_integer("policy_version", self.policy_version, MIN_INT64, MAX_INT64))
 
 
 @dataclass(slots=True, frozen=True, eq=False)
@@ -70,13 +70,15 @@ class Trajectory:
     def __post_init__(self) -> None:
         if not self.turns:
             raise ValueError("turns: wanted at least one turn, got none")
+        keep = object.__setattr__  # frozen for everybody else
+        keep(self, "terminated", as_flag("terminated", self.terminated))
+        keep(self, "truncated", as_flag("truncated", self.truncated))
         if self.terminated == self.truncated:
             raise ValueError(
                 "terminated, truncated: wanted exactly one True, got "
                 f"terminated={self.terminated}, truncated={self.truncated}"
             )
-        final = np.ascontiguousarray(self.final_observation_ids, dtype=np.int32).reshape(-1)
-        object.__setattr__(self, "final_observation_ids", final)
+        keep(self, "final_observation_ids", as_int32("final_observation_ids", self.final_observation_ids))
 
     @property
     def num_turns(self) -> int:

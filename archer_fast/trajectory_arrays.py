@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from archer_fast.arguments import MAX_INT32, MIN_INT32, as_integer
 from archer_fast.trajectory import Trajectory
 
 Bool = npt.NDArray[np.bool_]
@@ -51,6 +51,10 @@ class TrajectoryArrays(NamedTuple):
 
 def flatten(trajectories: Sequence[Trajectory], task_ids: Sequence[int]) -> TrajectoryArrays:
     """The arrays of some trajectories and of their tasks, as many. TypeError or ValueError names what does not fit."""
+    for i, trajectory in enumerate(trajectories):
+        if not isinstance(trajectory, Trajectory):
+            raise TypeError(f"trajectories[{i}]: wanted a Trajectory, got {type(trajectory).__name__}")
+    tasks = [as_integer(f"task_ids[{i}]", task_id, MIN_INT32, MAX_INT32) for i, task_id in enumerate(task_ids)]
     turns = [turn for trajectory in trajectories for turn in trajectory.turns]
     streams = [trajectory.input_ids for trajectory in trajectories]
     with np.errstate(over="ignore"):  # a reward beyond float32 becomes inf, which the core refuses by name
@@ -63,16 +67,8 @@ def flatten(trajectories: Sequence[Trajectory], task_ids: Sequence[int]) -> Traj
         action_lengths=np.array([turn.action_ids.size for turn in turns], np.int32),
         rollout_logprobs=np.concatenate([np.empty(0, np.float32), *(turn.rollout_logprobs for turn in turns)]),
         rewards=rewards,
-        policy_versions=np.array([operator.index(turn.policy_version) for turn in turns], np.int64),
+        policy_versions=np.array([turn.policy_version for turn in turns], np.int64),
         terminated=np.array([trajectory.terminated for trajectory in trajectories], np.bool_),
         truncated=np.array([trajectory.truncated for trajectory in trajectories], np.bool_),
-        task_ids=np.array([as_task_id(task_id) for task_id in task_ids], np.int32),
+        task_ids=np.array(tasks, np.int32),
     )
-
-
-def as_task_id(task_id: int) -> int:
-    """A number of int32; TypeError or ValueError else."""
-    task_id = operator.index(task_id)
-    if not -(2**31) <= task_id < 2**31:
-        raise ValueError(f"task_id: wanted a number of int32, got {task_id}")
-    return task_id

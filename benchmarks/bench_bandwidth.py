@@ -23,13 +23,15 @@ from archer_fast.staging import StagingSlots
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 BYTES_A_TOKEN = 8  # of our buffer, about
-# Which buffer, what is drawn from it, and the share of memcpy's bandwidth that is wanted.
+# Which buffer, what is drawn from it, and the share of memcpy's bandwidth that is wanted. Games are as many as the
+# work has: all of it, or as many of the large buffer.
 BATCHES = (
     ("work", "transitions", 0.7),
     ("work", "many transitions", 0.7),
-    ("work", "all at once", None),
+    ("work", "games", 0.7),
     ("large", "transitions", 0.5),
     ("large", "many transitions", 0.5),
+    ("large", "games", 0.5),
 )
 
 
@@ -73,15 +75,16 @@ def test_bandwidth(
     replay_sizes: Sizes,
     source: str,
     batch: str,
-    wanted: float | None,
+    wanted: float,
     is_cold: bool,
     threads: int,
 ) -> None:
     buffer = buffers[source]
     stats = buffer.stats()
-    if batch == "all at once":
-        ids = itertools.repeat(buffer.sample_trajectories(stats.num_trajectories))
-        function, drawn = buffer.collate, f"{stats.num_trajectories:,} games, all at once"
+    if batch == "games":
+        num_games = buffers["work"].num_trajectories
+        ids = itertools.cycle([buffer.sample_trajectories(num_games) for _ in range(32)])
+        function, drawn = buffer.collate, f"{num_games:,} games"
     else:
         n = replay_sizes.drawn if batch == "transitions" else replay_sizes.many_drawn
         ids = itertools.cycle(buffer.sample_turns(256 * n).reshape(256, n))

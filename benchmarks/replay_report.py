@@ -64,7 +64,7 @@ class BandwidthRow(NamedTuple):
     num_bytes: int  # written
     seconds: float
     copied: Copied
-    wanted: float | None  # share
+    wanted: float  # share
 
     @property
     def share(self) -> float:

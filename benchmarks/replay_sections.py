@@ -32,7 +32,7 @@ is not timed. Stores are measured in turn, medians of rounds; one thread.
   the store makes of it: lines as long as the longest with masks (ours, arena), or rectangles of state, action and next
   state (the others).
 - bytes: held by a full store that overwrites, for each token of the games. Log-probs are 4 bytes an action token. Ours
-  takes memory by chunks of 4 MB and frees a chunk when nothing in it lives: little of a large buffer, much of this one.
+  takes memory by chunks of a 32nd of what it holds, and frees a chunk when nothing in it lives.
 - The original's texts are in a made-up language whose words are one token each, so that tokenising gives back the
   work's tokens; a fast tokenizer of `tokenizers` reads them.
 - one row: a layout that no store suggests by itself and that helps it; the next state's tokens hold state and action.
@@ -52,7 +52,7 @@ threads) from a random place of memory as large as our buffer, in the same round
 BANDWIDTH_NOTE = """\
 Our collation alone (ids are drawn before) into memory that is there already, beside the fastest memcpy of as many
 bytes as it writes from a random place of memory as large as the buffer, in turn; hot and cold as above. Every token of
-the buffers was replaced once. *all at once*: whole games, with positions, masks and turn of every token, 17 bytes a
+the buffers was replaced once. *games*: whole ones, with positions, masks and turn of every token, 17 bytes a
 token of which 13 are made and not read. What is called hot of a buffer larger than the caches named above is there in
 part. Last rows: a memcpy of more than the caches hold, which is what is called the memory's bandwidth."""
 TARGETS_NOTE = "Ours is *ours, memory kept* with 4-byte tokens; of the NumPy arena the fastest row counts."
@@ -178,7 +178,7 @@ def _bandwidths(report: ReplayReport) -> list[Target]:
             row.share >= row.wanted,
         )
         for row in report.bandwidth
-        if row.wanted is not None and row.is_cold and row.threads == 1
+        if row.is_cold and row.threads == 1
     ]
 
 

@@ -1,7 +1,6 @@
-// What every collation checks and decides.
+// What every collation checks.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -23,13 +22,6 @@ inline void check_num_tokens(const char* ids, std::int64_t num_tokens) {
   if (num_tokens > kMaxTokens) {
     throw std::invalid_argument(concat(ids, ": wanted a batch of at most ", kMaxTokens, " tokens, got ", num_tokens));
   }
-}
-
-// How many of `threads` pay for their start (50 us and more) in a batch of that many tokens.
-inline int threads_worth(std::int64_t num_tokens, int threads) noexcept {
-  constexpr std::int64_t kTokensPerThread = std::int64_t{1} << 17;
-  return static_cast<int>(
-      std::clamp(num_tokens / kTokensPerThread, std::int64_t{1}, std::int64_t{std::max(threads, 1)}));
 }
 
 }  // namespace archer_fast

@@ -58,7 +58,8 @@ void FeatureStore::gather(std::span<const std::byte* const> sources, std::size_t
       if (next_bytes > 0) std::memcpy(next_rows + i * next_bytes, sources[i] + row_bytes_, next_bytes);
     }
   };
-  parallel_ranges(static_cast<std::int64_t>(sources.size()), threads, copy);
+  const auto total = static_cast<std::int64_t>(sources.size() * bytes);
+  parallel_ranges(std::ssize(sources), threads_worth(total, threads), copy);
 }
 
 }  // namespace archer_fast

@@ -12,7 +12,8 @@
 namespace archer_fast {
 namespace {
 
-constexpr std::size_t kAhead = 2;  // trajectories
+constexpr std::size_t kAhead = 2;                   // trajectories
+constexpr std::int64_t kBytesPerPlace = 4 * 4 + 1;  // ids, positions, turns, log-probs, mask
 
 std::size_t index(std::int64_t value) { return static_cast<std::size_t>(value); }
 
@@ -152,7 +153,7 @@ void collate(std::span<const TrajectoryView> trajectories, const std::optional<P
       out.truncated[i] = !trajectory.terminated;
     }
   };
-  parallel_ranges(std::ssize(trajectories), threads_worth(std::ssize(out.input_ids), threads), write);
+  parallel_ranges(std::ssize(trajectories), threads_worth(std::ssize(out.input_ids) * kBytesPerPlace, threads), write);
 }
 
 }  // namespace archer_fast

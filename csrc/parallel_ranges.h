@@ -1,6 +1,7 @@
 // A loop over independent items on a few threads.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <new>
@@ -9,6 +10,12 @@
 #include <vector>
 
 namespace archer_fast {
+
+// How many of `threads` pay for their start (50 us and more) where that many bytes are written; 1 at least.
+inline int threads_worth(std::int64_t num_bytes, int threads) noexcept {
+  constexpr std::int64_t kBytesPerThread = std::int64_t{1} << 20;
+  return static_cast<int>(std::clamp(num_bytes / kBytesPerThread, std::int64_t{1}, std::int64_t{std::max(threads, 1)}));
+}
 
 // Cuts [0, n) into ranges and calls body(begin, end) for each, on the calling thread and up to threads - 1 others,
 // which take the next range as they finish one: a thread that the system keeps waiting, because another library's

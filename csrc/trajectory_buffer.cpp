@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cassert>
-#include <mutex>
 #include <stdexcept>
 #include <type_traits>
 #include <vector>
@@ -12,9 +11,6 @@
 
 namespace archer_fast {
 namespace {
-
-using ReadLock = std::shared_lock<std::shared_mutex>;
-using WriteLock = std::unique_lock<std::shared_mutex>;
 
 // The arena hands out bytes; these types may begin their life in them, one after the other.
 static_assert(std::is_trivially_copyable_v<TurnRecord> && alignof(TurnRecord) <= ChunkArena::kAlignment);
@@ -51,6 +47,20 @@ BufferState TrajectoryBuffer::state() const {
 
 BufferState TrajectoryBuffer::state_since(std::int64_t first_trajectory_id) const {
   const ReadLock lock(mutex_);
+  return state_after(first_trajectory_id);
+}
+
+BufferSnapshot TrajectoryBuffer::snapshot(std::int64_t first_trajectory_id) const {
+  const ReadLock lock(mutex_);
+  BufferSnapshot snapshot{.since = state_after(first_trajectory_id),
+                          .priorities = priorities_.from(first_turn_id_),
+                          .num_turns = std::vector<std::int64_t>(trajectories_.size())};
+  std::transform(trajectories_.begin(), trajectories_.end(), snapshot.num_turns.begin(),
+                 [](const Stored& trajectory) { return trajectory.num_turns; });
+  return snapshot;
+}
+
+BufferState TrajectoryBuffer::state_after(std::int64_t first_trajectory_id) const {
   const IdRange live = live_trajectories();
   if (first_trajectory_id > live.end) {
     throw std::out_of_range(
@@ -290,6 +300,14 @@ void TrajectoryBuffer::turn_span(std::span<const std::int64_t> trajectory_ids, s
     first_turn_ids[i] = trajectory.first_turn_id;
     num_turns[i] = trajectory.num_turns;
   }
+}
+
+void TrajectoryBuffer::lengths(std::span<const std::int64_t> trajectory_ids, std::span<std::int64_t> num_tokens) const {
+  check_length("num_tokens", num_tokens.size(), std::ssize(trajectory_ids));
+  const ReadLock lock(mutex_);
+  check_live("trajectory_ids", trajectory_ids, live_trajectories());
+  std::transform(trajectory_ids.begin(), trajectory_ids.end(), num_tokens.begin(),
+                 [this](std::int64_t id) { return stored(id).num_tokens; });
 }
 
 void TrajectoryBuffer::turn_records(std::span<const std::int64_t> turn_ids, const TurnColumns& out) const {

@@ -7,7 +7,6 @@
 #include <limits>
 #include <memory>
 #include <optional>
-#include <shared_mutex>
 #include <span>
 #include <utility>
 #include <vector>
@@ -15,6 +14,7 @@
 #include "buffer_options.h"
 #include "buffer_state.h"
 #include "chunk_arena.h"
+#include "fair_mutex.h"
 #include "feature_store.h"
 #include "id_range.h"
 #include "new_trajectory.h"
@@ -47,6 +47,13 @@ struct TurnQuery {
   bool replacement = true;                        // else distinct
   std::int64_t min_policy_version = kAnyVersion;  // turns of this version and later ones only
   bool by_task = false;                           // equal numbers of each task (task_strata.h)
+};
+
+// See TrajectoryBuffer::snapshot.
+struct BufferSnapshot {
+  BufferState since;
+  std::vector<double> priorities;       // of turn_range()
+  std::vector<std::int64_t> num_turns;  // of trajectory_range()
 };
 
 // What is to be collated, and its sizes. Only the buffer that made it reads `rows`.
@@ -83,10 +90,11 @@ struct BufferStats {
 // draw of a transition is a uniform integer. An id outside the range (evicted, or not yet given) throws
 // std::out_of_range that names the argument.
 //
-// Owner: everything handed in is copied, everything handed out is written to the caller's memory; no
-// pointer into the buffer ever leaves it.
-// Threads: every member may be called from any thread. One lock: readers share it, push and the
-// sampling calls hold it alone. Between two calls another thread may evict; the ids then throw.
+// Owner: everything handed in is copied, everything handed out is written to the caller's memory; no pointer into the
+// buffer leaves it but those of a Plan, which it alone reads.
+// Threads: every member may be called from any thread. One lock: readers share it, push and the sampling calls hold it
+// alone, and it is fair (fair_mutex.h). Between two calls another thread may evict; the ids then throw. Arguments are
+// read while the call lasts: nobody else may write to them meanwhile.
 // Errors: std::invalid_argument, std::out_of_range, std::bad_alloc, and std::system_error where features find no room
 // on the disk; the buffer is then as before.
 class TrajectoryBuffer {
@@ -101,6 +109,10 @@ class TrajectoryBuffer {
   // what a writer that has the earlier ones must add. An id before the first live one gives state(). O(T) of
   // these. Throws std::out_of_range for an id beyond the end of trajectory_range().
   BufferState state_since(std::int64_t first_trajectory_id) const;
+
+  // What a writer needs that has the trajectories before this id: state_since(), and of all live trajectories the
+  // turns' priorities and the numbers of turns; all of one moment. O(T) of the later ones and O(N).
+  BufferSnapshot snapshot(std::int64_t first_trajectory_id) const;
 
   // Copies the trajectory in and gives its id. O(T) + O(evicted turns), and O(log N) where priorities are
   // in use.
@@ -144,6 +156,7 @@ class TrajectoryBuffer {
   void trajectory_of(std::span<const std::int64_t> turn_ids, std::span<std::int64_t> trajectory_ids) const;
   void turn_span(std::span<const std::int64_t> trajectory_ids, std::span<std::int64_t> first_turn_ids,
                  std::span<std::int64_t> num_turns) const;
+  void lengths(std::span<const std::int64_t> trajectory_ids, std::span<std::int64_t> num_tokens) const;
   void turn_records(std::span<const std::int64_t> turn_ids, const TurnColumns& out) const;
 
   // Batches (trajectory_buffer_collation.cpp) are made in two steps, because their sizes are known after the first
@@ -219,6 +232,7 @@ class TrajectoryBuffer {
   void collate_rows(const char* ids, const PlanOfRows& plan, const std::optional<Padding>& padding, int threads,
                     const Arrays& out) const;
   BufferState state_from(std::int64_t first_trajectory_id) const;
+  BufferState state_after(std::int64_t first_trajectory_id) const;  // of state_since(), its checks too
   const TaskStrata& strata_of(bool of_turns, std::int64_t min_policy_version, bool by_task);
   std::int64_t num_bytes() const noexcept;
   void evict_oldest() noexcept;
@@ -226,8 +240,7 @@ class TrajectoryBuffer {
   std::int64_t push_locked(const NewTrajectory& trajectory);
   void write_block(const NewTrajectory& trajectory, std::byte* block) const noexcept;
   TrajectoryView view(const Stored& trajectory) const noexcept;
-  FeatureStore& features();  // throws std::invalid_argument where there are none
-  const FeatureStore& features() const;
+  void need_features() const;  // throws std::invalid_argument where there are none
   std::size_t place_of(std::int64_t trajectory_id) const noexcept {  // of a live one in trajectories_ and features_
     return static_cast<std::size_t>(trajectory_id - first_trajectory_id_);
   }
@@ -235,7 +248,7 @@ class TrajectoryBuffer {
   const BufferOptions options_;
   const bool is_narrow_;  // tokens take two bytes
 
-  mutable std::shared_mutex mutex_;  // guards all below
+  mutable FairSharedMutex mutex_;  // guards all below
   UniformSampler sampler_;
   ChunkArena arena_;
   std::deque<Stored> trajectories_;  // of trajectory_range()

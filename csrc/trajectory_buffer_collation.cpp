@@ -1,7 +1,6 @@
 // What of a TrajectoryBuffer is handed out together.
 #include <algorithm>
 #include <limits>
-#include <mutex>
 #include <stdexcept>
 #include <vector>
 
@@ -11,8 +10,6 @@
 
 namespace archer_fast {
 namespace {
-
-using ReadLock = std::shared_lock<std::shared_mutex>;
 
 constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
 

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
-#include <mutex>
 #include <stdexcept>
 #include <vector>
 
@@ -11,9 +10,6 @@
 
 namespace archer_fast {
 namespace {
-
-using ReadLock = std::shared_lock<std::shared_mutex>;
-using WriteLock = std::unique_lock<std::shared_mutex>;
 
 void check_trunk_version(std::int64_t trunk_version) {
   if (trunk_version < 0) throw std::invalid_argument(concat("trunk_version: wanted 0 or more, got ", trunk_version));
@@ -28,19 +24,15 @@ void check_bytes(const char* name, std::size_t bytes, std::size_t num_rows, std:
 
 }  // namespace
 
-const FeatureStore& TrajectoryBuffer::features() const {
+void TrajectoryBuffer::need_features() const {
   if (!features_) throw std::invalid_argument("features: this buffer was made without (feature_bytes = 0)");
-  return *features_;
-}
-
-FeatureStore& TrajectoryBuffer::features() {
-  return const_cast<FeatureStore&>(static_cast<const TrajectoryBuffer*>(this)->features());
 }
 
 void TrajectoryBuffer::set_features(std::span<const std::int64_t> trajectory_ids, std::int64_t trunk_version,
                                     std::span<const std::byte> rows) {
   const WriteLock lock(mutex_);
-  FeatureStore& store = features();
+  need_features();
+  FeatureStore& store = *features_;
   check_trunk_version(trunk_version);
   check_live("trajectory_ids", trajectory_ids, live_trajectories());
   std::size_t num_rows = 0;
@@ -56,7 +48,8 @@ void TrajectoryBuffer::set_features(std::span<const std::int64_t> trajectory_ids
 void TrajectoryBuffer::read_features(std::span<const std::int64_t> turn_ids, std::int64_t trunk_version,
                                      std::span<std::byte> rows, std::span<std::byte> next_rows, int threads) const {
   const ReadLock lock(mutex_);
-  const FeatureStore& store = features();
+  need_features();
+  const FeatureStore& store = *features_;
   check_trunk_version(trunk_version);
   check_live("turn_ids", turn_ids, live_turns());
   const std::size_t n = turn_ids.size();
@@ -82,7 +75,8 @@ void TrajectoryBuffer::read_features(std::span<const std::int64_t> turn_ids, std
 
 std::vector<std::int64_t> TrajectoryBuffer::trajectories_without_features(std::int64_t trunk_version) const {
   const ReadLock lock(mutex_);
-  const FeatureStore& store = features();
+  need_features();
+  const FeatureStore& store = *features_;
   check_trunk_version(trunk_version);
   std::vector<std::int64_t> ids;
   const IdRange live = live_trajectories();
@@ -112,7 +106,8 @@ std::uint64_t TrajectoryBuffer::features_stamp(IdRange trajectory_ids) const {
 void TrajectoryBuffer::copy_features(std::int64_t first_trajectory_id, std::span<const std::int64_t> num_turns,
                                      std::span<std::int64_t> trunk_versions, std::span<std::byte> rows) const {
   const ReadLock lock(mutex_);
-  const FeatureStore& store = features();
+  need_features();
+  const FeatureStore& store = *features_;
   std::size_t num_rows = 0;
   for (std::size_t i = 0; i < num_turns.size(); ++i) {
     constexpr std::int64_t kMax = std::numeric_limits<std::int32_t>::max();

@@ -94,7 +94,8 @@ void collate(std::span<const TransitionView> transitions, const std::optional<Pa
       if (padding) write_masks(rows, i, transition, *padding, out);
     }
   };
-  parallel_ranges(std::ssize(transitions), threads_worth(std::ssize(out.input_ids), threads), write);
+  parallel_ranges(std::ssize(transitions),
+                  threads_worth(static_cast<std::int64_t>(out.input_ids.size_bytes()), threads), write);
 }
 
 }  // namespace archer_fast

@@ -39,5 +39,5 @@ for choice in ${chosen[@]+"${chosen[@]}"}; do
   echo "== Python $version, without torch: installed in $SECONDS s"
   # From another folder: here `python -c` would import the sources instead of what was installed.
   (cd build && "../$venv/bin/pytest" -q -c ../pyproject.toml --rootdir .. -m "not slow" \
-    ../tests/test_{arguments,trajectory,packing,transitions,padding,staging,prefetch,token_packer,buffer,buffer_sampling,buffer_features,feature_file,segments,segments_damage,buffer_crash}.py ../tests/envs)
+    ../tests/test_{arguments,trajectory,packing,transitions,padding,staging,prefetch,token_packer,buffer,buffer_sampling,buffer_features,buffer_records,feature_file,segments,segments_damage,buffer_crash}.py ../tests/envs)
 done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -199,21 +200,29 @@ def test_a_state_that_contradicts_itself_names_the_field() -> None:
 
 
 def test_bad_sizes_and_seeds() -> None:
-    with pytest.raises(ValueError, match="max_tokens: wanted at least 2, got 1"):
-        TrajectoryBuffer(1, 1)
-    with pytest.raises(ValueError, match="max_trajectories: wanted at least 1, got 0"):
-        TrajectoryBuffer(10, 0)
-    for seed in (-1, 2**64):
-        with pytest.raises(ValueError, match=r"seed: wanted 0 to 2\*\*64 - 1, got"):
-            TrajectoryBuffer(10, 1, seed)
-    for vocab_size in (0, -1, 2**31 + 1):
-        with pytest.raises(ValueError, match=r"vocab_size: wanted 1 to 2\*\*31, or None, got"):
-            TrajectoryBuffer(10, 1, vocab_size=vocab_size)
+    for bad, error, name, bounds in (
+        ((1, 1), ValueError, "max_tokens", "an integer from 2 to 2**63 - 1"),
+        ((2**63, 1), ValueError, "max_tokens", "an integer from 2 to 2**63 - 1"),
+        ((1.5, 1), TypeError, "max_tokens", "an integer from 2 to 2**63 - 1"),
+        ((np.float32(1000.7), 10), TypeError, "max_tokens", "an integer from 2 to 2**63 - 1"),
+        ((10, 0), ValueError, "max_trajectories", "an integer from 1 to 2**63 - 1"),
+        ((10, "3"), TypeError, "max_trajectories", "an integer from 1 to 2**63 - 1"),
+        ((10, 1, -1), ValueError, "seed", "an integer from 0 to 2**64 - 1"),
+        ((10, 1, 2**64), ValueError, "seed", "an integer from 0 to 2**64 - 1"),
+        ((10, 1, "x"), TypeError, "seed", "an integer from 0 to 2**64 - 1"),
+    ):
+        with pytest.raises(error, match=re.escape(f"{name}: wanted {bounds}, got ")):
+            TrajectoryBuffer(*bad)  # type: ignore[arg-type]
+    for vocab_size, error in ((0, ValueError), (-1, ValueError), (2**31 + 1, ValueError), ("x", TypeError)):
+        with pytest.raises(error, match=r"vocab_size: wanted an integer from 1 to 2\*\*31, got"):
+            TrajectoryBuffer(10, 1, vocab_size=vocab_size)  # type: ignore[arg-type]
     for gamma in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match="gamma: wanted 0 to 1, got"):
+        with pytest.raises(ValueError, match="gamma: wanted a number from 0 to 1, got"):
             TrajectoryBuffer(10, 1, gamma=gamma)
-    with pytest.raises(TypeError, match=r"max_tokens: wanted a number in the range of its type, got 1\.5"):
-        TrajectoryBuffer(1.5, 1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="gamma: wanted a real number, got '1'"):
+        TrajectoryBuffer(10, 1, gamma="1")  # type: ignore[arg-type]
+    buffer = TrajectoryBuffer(np.int32(10), np.int64(1), np.uint64(2**64 - 1), gamma=np.float32(0.5))  # type: ignore[arg-type]
+    assert (buffer.max_tokens, buffer.max_trajectories, buffer.gamma) == (10, 1, 0.5)
 
 
 def bulk(**changes: Any) -> TrajectoryArrays:
@@ -351,9 +360,9 @@ def test_a_game_turn_by_turn_is_the_game_at_once() -> None:
     del unfinished
     other.extend_arrays(bulk())
     np.testing.assert_array_equal(buffer._core.state()["tokens"], [6, 7, 8])
-    for name, array in buffer._core.state_since(0).items():
+    for name, array in buffer._core.snapshot(0)[0].items():
         if name in ("tokens", "rollout_logprobs", "rewards", "policy_versions", "task_ids", "truncated"):
-            np.testing.assert_array_equal(array, other._core.state_since(1)[name])  # type: ignore[literal-required]
+            np.testing.assert_array_equal(array, other._core.snapshot(1)[0][name])  # type: ignore[literal-required]
     for use in (
         lambda: game.end(terminated=True),
         lambda: game.add_turn([1], [2], [-1.0], 0.0, 0),
@@ -382,16 +391,24 @@ def test_a_bad_turn_is_refused_by_name_and_the_game_goes_on() -> None:
         ("rollout_logprobs", [1e300], ValueError, r"rollout_logprobs\[0\]: wanted a finite number, got inf"),
         ("rollout_logprobs", ["a"], TypeError, "rollout_logprobs: wanted real numbers"),
         ("reward", float("inf"), ValueError, "reward: wanted a finite number, got inf"),
-        ("policy_version", 1.5, TypeError, "'float' object cannot be interpreted as an integer"),
+        ("reward", "x", TypeError, "reward: wanted a real number, got 'x'"),
+        ("reward", None, TypeError, "reward: wanted a real number, got None"),
+        ("policy_version", 1.5, TypeError, r"policy_version: wanted an integer .*, got 1\.5"),
+        ("policy_version", 2**63, ValueError, r"policy_version: wanted .* to 2\*\*63 - 1, got 9223372036854775808"),
     ):
         with pytest.raises(error, match=message):
             game.add_turn(**(good | {name: value}))
     game.add_turn(**good)
     with pytest.raises(ValueError, match="tokens: wanted at most max_tokens = 5, got 6"):
         game.end([3, 4], terminated=True)
+    for flag in ("terminated", "truncated"):
+        with pytest.raises(TypeError, match=f"{flag}: wanted True or False, got 'False'"):
+            game.end([3], **{flag: "False"})
+    with pytest.raises(TypeError, match="final_observation_ids: wanted integers that fit into int32, got float64"):
+        game.end([3.0], terminated=True)
     assert game.end([3], terminated=True) == 0
     assert buffer.num_tokens == 5
-    with pytest.raises(ValueError, match="task_id: wanted a number of int32"):
+    with pytest.raises(ValueError, match=r"task_id: wanted an integer from -2\*\*31 to 2\*\*31 - 1, got 2147483648"):
         buffer.begin(2**31)
 
 
@@ -408,7 +425,7 @@ def test_every_vocabulary_and_discount_agrees_with_the_plain_twin(vocab_size: in
 
 def test_a_small_vocabulary_halves_the_tokens() -> None:
     num_tokens = 4_000_000
-    turn = Turn(np.ones(num_tokens - 1), np.array([2]), np.array([-1.0]), 0.0, 0)
+    turn = Turn(np.ones(num_tokens - 1, np.int32), np.array([2]), np.array([-1.0]), 0.0, 0)
     bytes_of = {}
     for vocab_size in (65_536, 65_537):
         buffer = TrajectoryBuffer(10**8, 10, vocab_size=vocab_size)
@@ -504,24 +521,35 @@ def test_bad_sample_sizes() -> None:
     with pytest.raises(ValueError, match="n: wanted at most 3 distinct ids, as many as are live, got 4"):
         buffer.sample_trajectories(4)
     for sample in (buffer.sample_turns, buffer.sample_trajectories):
-        with pytest.raises(ValueError, match="n: wanted 0 or more, got -1"):
+        with pytest.raises(ValueError, match=r"n: wanted an integer from 0 to 2\*\*60 - 1, got -1"):
             sample(-1)
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match=r"n: wanted an integer from 0 to 2\*\*60 - 1, got 1\.5"):
             sample(1.5)  # type: ignore[arg-type]
 
 
-def test_the_face_refuses_what_float32_and_int64_cannot_hold() -> None:
-    def game(reward: float, version: Any) -> Trajectory:
-        return Trajectory(
-            (Turn(np.array([1]), np.array([2]), np.array([-1.0]), reward, version),), np.array([]), True, False
-        )
-
+def test_the_face_refuses_what_float32_cannot_hold() -> None:
+    turn = Turn(np.array([1]), np.array([2]), np.array([-1.0]), 1e300, 0)
     buffer = TrajectoryBuffer(100, 10)
     with pytest.raises(ValueError, match=r"rewards\[0\]: wanted a finite number, got inf"):
-        buffer.push(game(1e300, 0))
-    with pytest.raises(TypeError):
-        buffer.push(game(0.0, 1.5))
+        buffer.push(Trajectory((turn,), np.array([]), True, False))
     assert len(buffer) == 0
+
+
+def test_what_is_no_trajectory_is_refused_by_name() -> None:
+    buffer, games = TrajectoryBuffer(100, 10), one_turn_games(1)
+    with pytest.raises(TypeError, match="trajectory: wanted a Trajectory, got int"):
+        buffer.push(1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"trajectories\[1\]: wanted a Trajectory, got int"):
+        buffer.extend([games[0], 1])  # type: ignore[list-item]
+    assert len(buffer) == 0
+
+
+def test_a_bad_number_of_threads_is_refused_by_name() -> None:
+    buffer, _ = filled(2)
+    for collate in (buffer.collate, buffer.collate_transitions):
+        for threads, error in ((0, ValueError), (-1, ValueError), (2**31, ValueError), (np.float32(2.5), TypeError)):
+            with pytest.raises(error, match=r"threads: wanted an integer from 1 to 2\*\*31 - 1, got "):
+                collate([0], threads=threads)  # type: ignore[arg-type]
 
 
 def test_pushing_and_sampling_together() -> None:

@@ -239,8 +239,12 @@ def two_games() -> TrajectoryBuffer:
         ),
         (([0], 1, np.zeros((4, BYTES), np.uint8)), ValueError, "rows: wanted 5 rows of 24 bytes, got 96 bytes in all"),
         (([0, 1], 1, np.zeros((5, BYTES), np.uint8)), ValueError, "rows: wanted 8 rows of 24 bytes, got 120 bytes"),
-        (([0], -1, np.zeros((5, BYTES), np.uint8)), ValueError, "trunk_version: wanted 0 or more, got -1"),
-        (([0], 1.5, np.zeros((5, BYTES), np.uint8)), TypeError, "'float' object cannot be interpreted as an integer"),
+        (
+            ([0], -1, np.zeros((5, BYTES), np.uint8)),
+            ValueError,
+            r"trunk_version: wanted an integer from 0 to 2\*\*63 - 1, got -1",
+        ),
+        (([0], 1.5, np.zeros((5, BYTES), np.uint8)), TypeError, "trunk_version: wanted an integer"),
         (([2], 1, np.zeros((5, BYTES), np.uint8)), IndexError, "trajectory_ids[0]: wanted a live id in [0, 2), got 2"),
         (([0.0], 1, np.zeros((5, BYTES), np.uint8)), TypeError, "trajectory_ids: wanted integers"),
     ],
@@ -259,15 +263,15 @@ def test_features_that_are_refused_change_nothing(arguments: Any, error: type[Ex
     ("arguments", "error", "message"),
     [
         (([6], 0, 8), IndexError, "turn_ids[0]: wanted a live id in [0, 6), got 6"),
-        (([0], 0, -1), ValueError, "next_bytes: wanted 0 to feature_bytes = 24, got -1"),
-        (([0], 0, 25), ValueError, "next_bytes: wanted 0 to feature_bytes = 24, got 25"),
+        (([0], 0, -1), ValueError, "next_bytes: wanted an integer from 0 to 24, got -1"),
+        (([0], 0, 25), ValueError, "next_bytes: wanted an integer from 0 to 24, got 25"),
         (
             ([0, 5], 0, 8),
             ValueError,
             "turn_ids[1]: wanted features of trunk version 0, got turn 5 of trajectory 1, which has version 1",
         ),
         (([[0]], 0, 8), ValueError, "turn_ids: wanted 1 dimension"),
-        (([0], -3, 8), ValueError, "trunk_version: wanted 0 or more, got -3"),
+        (([0], -3, 8), ValueError, r"trunk_version: wanted an integer from 0 to 2\*\*63 - 1, got -3"),
     ],
 )
 def test_reads_that_are_refused(arguments: Any, error: type[Exception], message: str) -> None:
@@ -293,14 +297,28 @@ def test_a_buffer_without_features_says_so() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"feature_bytes": -1}, "feature_bytes: wanted 0 to 1073741824, got -1"),
-        ({"feature_bytes": 2**31}, "feature_bytes: wanted 0 to 1073741824, got 2147483648"),
-        ({"feature_bytes": 4, "max_feature_memory": -1}, "max_feature_memory: wanted at least 0, got -1"),
+        ({"feature_bytes": -1}, "feature_bytes: wanted an integer from 0 to 2**30, got -1"),
+        ({"feature_bytes": 2**31}, "feature_bytes: wanted an integer from 0 to 2**30, got 2147483648"),
+        (
+            {"feature_bytes": 4, "max_feature_memory": -1},
+            "max_feature_memory: wanted an integer from 0 to 2**63 - 1, got -1",
+        ),
     ],
 )
 def test_options_that_are_refused(options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         TrajectoryBuffer(100, 10, **options)  # type: ignore[arg-type]
+
+
+def test_a_bad_scalar_is_refused_by_name(tmp_path: Path) -> None:
+    buffer = two_games()
+    for version, error in ((-1, ValueError), (2**63, ValueError), (1.5, TypeError), ("1", TypeError)):
+        with pytest.raises(error, match=r"trunk_version: wanted an integer from 0 to 2\*\*63 - 1, got "):
+            buffer.trajectories_without_features(version)  # type: ignore[arg-type]
+    buffer.save(tmp_path)
+    for memory, error in ((-1, ValueError), (1e9, TypeError), (None, TypeError)):
+        with pytest.raises(error, match=r"max_feature_memory: wanted an integer from 0 to 2\*\*63 - 1, got "):
+            TrajectoryBuffer.load(tmp_path, max_feature_memory=memory)  # type: ignore[arg-type]
 
 
 def test_rows_handed_out_are_the_callers_own() -> None:

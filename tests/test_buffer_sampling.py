@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any
 
 import hypothesis.strategies as st
@@ -18,6 +20,8 @@ from plain_generator import PlainGenerator
 
 from archer_fast.buffer import BufferStats, PrioritisedSample, TrajectoryBuffer
 from archer_fast.trajectory import Trajectory, Turn
+
+NEAR_FOUR = re.escape(repr(np.float32(3.9)))
 
 
 def game(versions: Sequence[int]) -> Trajectory:
@@ -296,27 +300,73 @@ def test_draws_that_cannot_be_are_refused_and_draw_nothing() -> None:
     with pytest.raises(ValueError, match="min_policy_version: wanted at most 6, the newest of a live turn, got 7"):
         buffer.sample_turns(1, min_policy_version=7)
     for beta in (-0.01, 1.01, np.nan):
-        with pytest.raises(ValueError, match="beta: wanted 0 to 1, got"):
+        with pytest.raises(ValueError, match=f"beta: wanted a number from 0 to 1, got {beta}"):
             buffer.sample_prioritised(1, beta)
     for n in (-1, -(2**40)):
         for refused in (buffer.sample_turns, buffer.sample_trajectories, buffer.sample_prioritised):
-            with pytest.raises(ValueError, match=f"n: wanted 0 or more, got {n}"):
+            with pytest.raises(ValueError, match=rf"n: wanted an integer from 0 to 2\*\*60 - 1, got {n}"):
                 refused(n)
-    with pytest.raises(TypeError):
-        buffer.sample_turns(1, min_policy_version=5.5)  # type: ignore[arg-type]
-    with pytest.raises(TypeError):
-        buffer.sample_turns(1, replacement=0)  # type: ignore[arg-type]
     assert buffer._core.state()["counter"] == 0
     assert buffer.sample_turns(0, min_policy_version=7).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("draw", "arguments", "error", "message"),
+    [
+        ("sample_turns", {"n": np.float32(3.9)}, TypeError, f"n: wanted an integer .*, got {NEAR_FOUR}"),
+        ("sample_turns", {"n": Decimal("3.9")}, TypeError, r"n: wanted an integer .*, got Decimal\('3\.9'\)"),
+        ("sample_turns", {"n": "3"}, TypeError, "n: wanted an integer .*, got '3'"),
+        ("sample_turns", {"n": 2**60}, ValueError, "n: wanted an integer .*, got 1152921504606846976"),
+        ("sample_turns", {"n": 1, "replacement": 0}, TypeError, "replacement: wanted True or False, got 0"),
+        ("sample_turns", {"n": 1, "by_task": "no"}, TypeError, "by_task: wanted True or False, got 'no'"),
+        (
+            "sample_turns",
+            {"n": 1, "min_policy_version": 5.5},
+            TypeError,
+            r"min_policy_version: wanted an integer from -2\*\*63 to 2\*\*63 - 1, got 5\.5",
+        ),
+        (
+            "sample_turns",
+            {"n": 1, "min_policy_version": 2**63},
+            ValueError,
+            "min_policy_version: wanted an integer .*, got 9223372036854775808",
+        ),
+        ("sample_trajectories", {"n": np.float32(3.9)}, TypeError, f"n: wanted an integer .*, got {NEAR_FOUR}"),
+        ("sample_trajectories", {"n": 1, "by_task": 1}, TypeError, "by_task: wanted True or False, got 1"),
+        ("sample_prioritised", {"n": 3.0}, TypeError, r"n: wanted an integer .*, got 3\.0"),
+        ("sample_prioritised", {"n": 1, "beta": "1"}, TypeError, "beta: wanted a real number, got '1'"),
+    ],
+)
+def test_a_bad_scalar_of_a_draw_is_refused_by_name(
+    draw: str, arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    buffer = filled([0, 1, 2], [3, 4])
+    with pytest.raises(error, match=message):
+        getattr(buffer, draw)(**arguments)
+    assert buffer._core.state()["counter"] == 0
+
+
+def test_numpys_scalars_are_numbers_and_flags() -> None:
+    buffer, other = filled([0, 1, 2], [3, 4]), filled([0, 1, 2], [3, 4])
+    ids = buffer.sample_turns(
+        np.int32(2), replacement=np.bool_(False), min_policy_version=np.int64(1), by_task=np.bool_(True)
+    )
+    assert ids.tolist() == other.sample_turns(2, replacement=False, min_policy_version=1, by_task=True).tolist()
+    weights = buffer.sample_prioritised(np.int64(2), np.float32(0.5)).weights
+    assert weights.tolist() == other.sample_prioritised(2, 0.5).weights.tolist()
 
 
 def test_bad_task_ids() -> None:
     buffer = filled([0])
     for bad in (2**31, -(2**31) - 1):
-        with pytest.raises(ValueError, match=f"task_id: wanted a number of int32, got {bad}"):
+        with pytest.raises(ValueError, match=rf"task_id: wanted an integer from -2\*\*31 to 2\*\*31 - 1, got {bad}"):
             buffer.push(game([0]), task_id=bad)
-    with pytest.raises(TypeError):
+        with pytest.raises(ValueError, match=rf"task_ids\[1\]: wanted an integer .*, got {bad}"):
+            buffer.extend([game([0])] * 2, task_ids=[0, bad])
+    with pytest.raises(TypeError, match=r"task_id: wanted an integer .*, got 1\.0"):
         buffer.push(game([0]), task_id=1.0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"task_id: wanted an integer .*, got 'a'"):
+        buffer.begin(task_id="a")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"task_ids: wanted one per trajectory \(2\), got 1"):
         buffer.extend([game([0]), game([0])], task_ids=[1])
     assert len(buffer) == 1

@@ -176,6 +176,7 @@ def test_resume_goes_on_and_says_what_changed(copy: Path) -> None:
     ("changes", "message"),
     [
         (["--critic.hidden-size", "4"], "critic.hidden_size: a run that is resumed keeps 8, got 4"),
+        (["--critic.gamma", "0.5"], "critic.gamma: a run that is resumed keeps 0.95, got 0.5"),
         (["--task.options", "high=9"], "task.options: a run that is resumed keeps {'high': 8, 'max_turns': 6}, got"),
         (["--task.name", "twenty-questions"], "task.name: a run that is resumed keeps 'guess-number'"),
         (["--seed", "1"], "seed: a run that is resumed keeps 0, got 1"),

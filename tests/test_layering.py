@@ -22,16 +22,16 @@ PACKAGE = ROOT / "archer_fast"
 # A room is a module, or a package whose files may know one another. room: the rooms it may import.
 ARROWS: dict[str, set[str]] = {
     # left of pack: what happened, no torch
-    "trajectory": set(),
     "arguments": set(),
+    "trajectory": {"arguments"},
     "staging": set(),
     "prefetch": set(),
     "packing": {"trajectory"},
     "transitions": {"packing", "trajectory"},
-    "padding": {"packing", "transitions"},
+    "padding": {"arguments", "packing", "transitions"},
     "token_packer": {"_C", "arguments", "packing"},
-    "trajectory_arrays": {"trajectory"},
-    "open_trajectory": {"_C", "arguments", "trajectory_arrays"},
+    "trajectory_arrays": {"arguments", "trajectory"},
+    "open_trajectory": {"_C", "arguments"},
     "sealed_file": set(),
     "folder_lock": set(),
     "segment_file": {"sealed_file"},

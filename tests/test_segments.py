@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -36,6 +36,7 @@ from archer_fast.folder_lock import folder_lock
 from archer_fast.packing import pack_trajectories
 from archer_fast.segment_file import batches
 from archer_fast.segment_manifest import read_manifest
+from archer_fast.trajectory import Trajectory, Turn
 
 load = TrajectoryBuffer.load
 
@@ -428,28 +429,61 @@ def test_readers_see_whole_commits_while_one_is_written(tmp_path: Path) -> None:
     assert len(seen) > 3
 
 
-class PushedBetween:
-    """A core that somebody pushes to just after its priorities were read, three times."""
+def test_a_commit_beside_a_learner_is_of_one_moment(tmp_path: Path) -> None:
+    """At every moment all priorities are the largest there ever was: so they are in what is saved."""
+    buffer = filled(400, max_trajectories=400)
+    done = threading.Event()
 
-    def __init__(self, buffer: TrajectoryBuffer) -> None:
-        self.buffer, self.times = buffer, 3
+    def learn_on() -> None:
+        for priority in itertools.count(2.0):
+            if done.is_set():
+                return
+            push(buffer, 1)
+            buffer.sample_prioritised(4)
+            turn_ids = np.arange(*buffer.turn_range)
+            buffer.update_priorities(turn_ids, np.full(turn_ids.size, priority))
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.buffer._core, name)
+    learner = threading.Thread(target=learn_on)
+    learner.start()
+    try:
+        seen = set()
+        for _ in range(20):
+            buffer.save(tmp_path)
+            state = load(tmp_path)._core.state()
+            assert set(state["priorities"]) == {state["max_priority"]}
+            seen.add(state["max_priority"])
+    finally:
+        done.set()
+        learner.join()
+    assert len(seen) > 10
 
-    def priorities(self) -> Any:
-        made = self.buffer.priorities()
-        if self.times:
-            self.times -= 1
-            push(self.buffer, 1)
-        return made
 
+def test_a_commit_ends_though_pushes_come_faster_than_it_copies(tmp_path: Path) -> None:
+    turn = Turn(np.array([1]), np.array([2]), np.array([-1.0]), 0.0, 0)
+    one = Trajectory((turn,) * 4, np.array([], np.int32), True, False)
+    buffer = TrajectoryBuffer(10**8, 50_000)
+    buffer.extend([one] * 50_000)
+    buffer.update_priorities([0], [0.5])  # now every turn has one of its own
+    done, pushed = threading.Event(), [0]
 
-def test_priorities_and_turns_are_of_one_moment(tmp_path: Path) -> None:
-    busy = PushedBetween(filled(5, max_trajectories=5))
-    segments.commit(tmp_path, cast(Any, busy))
-    assert busy.times == 0
-    assert_same_state(load(tmp_path), filled(8, max_trajectories=5))
+    def produce() -> None:
+        while not done.is_set():
+            buffer.push(one)
+            pushed[0] += 1
+
+    producers = [threading.Thread(target=produce) for _ in range(2)]
+    for producer in producers:
+        producer.start()
+    saver = threading.Thread(target=buffer.save, args=(tmp_path,))
+    saver.start()
+    saver.join(60)
+    is_saved = not saver.is_alive()
+    done.set()
+    for thread in (*producers, saver):
+        thread.join()
+    assert is_saved
+    assert pushed[0] > 10
+    assert len(load(tmp_path)) == 50_000
 
 
 def test_a_commit_beside_a_thread_that_pushes(tmp_path: Path) -> None:

@@ -145,9 +145,9 @@ def test_any_integers_in_any_memory_will_do(dtype: type) -> None:
         (([3, 9, 10], 8), ValueError, "lengths[1]: wanted 1 to max_tokens 8, got 9"),
         (([3, 0], 8), ValueError, "lengths[1]: wanted 1 to max_tokens 8, got 0"),
         (([-1], 8), ValueError, "lengths[0]: wanted 1 to max_tokens 8, got -1"),
-        (([1], 0), ValueError, "max_tokens: wanted 1 to 2147483647, got 0"),
-        (([1], 2**31), ValueError, "max_tokens: wanted 1 to 2147483647, got 2147483648"),
-        (([1], 8, 0), ValueError, "num_ranks: wanted 1 or more, got 0"),
+        (([1], 0), ValueError, "max_tokens: wanted an integer from 1 to 2**31 - 1, got 0"),
+        (([1], 2**31), ValueError, "max_tokens: wanted an integer from 1 to 2**31 - 1, got 2147483648"),
+        (([1], 8, 0), ValueError, "num_ranks: wanted an integer from 1 to 2**63 - 1, got 0"),
         (
             ([3, 1], 8, 3),
             ValueError,

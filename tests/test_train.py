@@ -510,10 +510,13 @@ class Stopper(SilentWatcher):
             signal.raise_signal(signal.SIGINT)
 
 
-def test_ctrl_c_in_the_last_iteration_stops_too(tmp_path: Path) -> None:
+def test_ctrl_c_in_the_last_iteration_stops_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, saved = RunState.save, []
+    monkeypatch.setattr(RunState, "save", lambda self: (saved.append(self.iteration), save(self))[1])
     config = tiny_config(tmp_path)
     with pytest.raises(Interrupted, match=f"iteration-00000{ITERATIONS}"):
         run(config, Stopper())
+    assert saved == [2, ITERATIONS], "an iteration that was due anyway is saved once"
     assert not RunFolder(tmp_path).summary.exists()
     config.resume = True
     run(config)

@@ -32,6 +32,21 @@ def test_stream_counts_and_return_of_a_game() -> None:
     assert trajectory.info == {}
 
 
+def test_what_is_already_as_wanted_is_kept_without_a_copy() -> None:
+    ids, logprobs = np.array([41, 2], np.int32), np.array([-0.5, -1.5], np.float32)
+    made = turn(observation_ids=ids, action_ids=ids, rollout_logprobs=logprobs)
+    final = Trajectory((made,), ids, terminated=True, truncated=False).final_observation_ids
+    assert made.observation_ids is ids and made.action_ids is ids and final is ids
+    assert made.rollout_logprobs is logprobs
+
+
+def test_scalars_become_pythons() -> None:
+    made = turn(reward=np.float32(0.5), policy_version=np.int64(7))
+    assert [(type(x), x) for x in (made.reward, made.policy_version)] == [(float, 0.5), (int, 7)]
+    game = Trajectory((made,), np.array([]), np.bool_(True), np.bool_(False))  # type: ignore[arg-type]
+    assert game.terminated is True and game.truncated is False
+
+
 def test_final_observation_may_be_empty() -> None:
     trajectory = Trajectory((turn(),), np.array([]), terminated=False, truncated=True)
     assert trajectory.input_ids.tolist() == [17, 9, 41, 8, 2]
@@ -47,18 +62,60 @@ def test_arrays_become_contiguous_int32_and_float32() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "error", "message"),
     [
-        ({"observation_ids": []}, "observation_ids: wanted a 1-d array of at least one item, got shape (0,)"),
-        ({"action_ids": [[1, 2]]}, "action_ids: wanted a 1-d array of at least one item, got shape (1, 2)"),
-        ({"rollout_logprobs": [-0.5]}, "rollout_logprobs: wanted one per action token (3), got 1"),
-        ({"reward": float("nan")}, "reward: wanted a finite number, got nan"),
-        ({"reward": float("inf")}, "reward: wanted a finite number, got inf"),
+        ({"observation_ids": []}, ValueError, "observation_ids: wanted at least 1 token, got none"),
+        ({"observation_ids": [1.7]}, TypeError, "observation_ids: wanted integers that fit into int32, got float64"),
+        ({"observation_ids": [True]}, TypeError, "observation_ids: wanted integers that fit into int32, got bool"),
+        (
+            {"observation_ids": [2**32 + 5]},
+            ValueError,
+            "observation_ids: wanted integers that fit into int32, got 4294967301 to 4294967301",
+        ),
+        ({"action_ids": [[1, 2]]}, ValueError, "action_ids: wanted 1 dimension, got shape (1, 2)"),
+        ({"action_ids": np.ones(3)}, TypeError, "action_ids: wanted integers that fit into int32, got float64"),
+        ({"rollout_logprobs": [-0.5]}, ValueError, "rollout_logprobs: wanted one per action token (3), got 1"),
+        ({"rollout_logprobs": ["a"] * 3}, TypeError, "rollout_logprobs: wanted real numbers, got <U1"),
+        ({"rollout_logprobs": [[-0.5] * 3]}, ValueError, "rollout_logprobs: wanted 1 dimension, got shape (1, 3)"),
+        ({"reward": float("nan")}, ValueError, "reward: wanted a finite number, got nan"),
+        ({"reward": float("inf")}, ValueError, "reward: wanted a finite number, got inf"),
+        ({"reward": None}, TypeError, "reward: wanted a real number, got None"),
+        ({"reward": "1"}, TypeError, "reward: wanted a real number, got '1'"),
+        ({"policy_version": 1.5}, TypeError, "policy_version: wanted an integer from -2**63 to 2**63 - 1, got 1.5"),
+        (
+            {"policy_version": 2**63},
+            ValueError,
+            "policy_version: wanted an integer from -2**63 to 2**63 - 1, got 9223372036854775808",
+        ),
     ],
 )
-def test_a_bad_turn_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError) as caught:
+def test_a_bad_turn_is_refused_by_name(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as caught:
         turn(**changes)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (
+            {"final_observation_ids": [1.0]},
+            TypeError,
+            "final_observation_ids: wanted integers that fit into int32, got float64",
+        ),
+        (
+            {"final_observation_ids": np.array([[1, 2]], np.int32)},
+            ValueError,
+            "final_observation_ids: wanted 1 dimension, got shape (1, 2)",
+        ),
+        ({"terminated": "False"}, TypeError, "terminated: wanted True or False, got 'False'"),
+        ({"truncated": 0}, TypeError, "truncated: wanted True or False, got 0"),
+    ],
+)
+def test_a_bad_end_is_refused_by_name(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    fields = {"final_observation_ids": [30], "terminated": True, "truncated": False} | changes
+    with pytest.raises(error) as caught:
+        Trajectory((turn(),), **fields)
     assert str(caught.value) == message
 
 

@@ -59,8 +59,7 @@ def test_a_turn_without_an_observation_behind_it() -> None:
 
 @pytest.mark.parametrize("vocab_size", [None, 600])
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
-@pytest.mark.parametrize("threads", [1, 3])
-def test_the_buffer_agrees_with_the_plain_twin(vocab_size: int | None, gamma: float, threads: int) -> None:
+def test_the_buffer_agrees_with_the_plain_twin(vocab_size: int | None, gamma: float) -> None:
     games = random_trajectories(60, vocab_size=vocab_size or 2**31)
     buffer = TrajectoryBuffer(10**6, 40, vocab_size=vocab_size, gamma=gamma)
     buffer.extend(games)
@@ -68,7 +67,7 @@ def test_the_buffer_agrees_with_the_plain_twin(vocab_size: int | None, gamma: fl
     owners = buffer.trajectory_of(np.arange(first, end))
     rows = [(games[owner], turn) for owner in np.unique(owners) for turn in range(games[owner].num_turns)]
     for ids in (np.arange(first, end), buffer.sample_turns(300), np.array([end - 1, first, first])):
-        got = buffer.collate_transitions(ids, memory=poisoned, threads=threads)
+        got = buffer.collate_transitions(ids, memory=poisoned)
         assert_same(got, pack_transitions([rows[i - first] for i in ids], gamma))
 
 
@@ -76,7 +75,7 @@ def test_many_transitions_on_several_threads() -> None:
     buffer = TrajectoryBuffer(10**6, 100)
     buffer.extend(random_trajectories(100))
     ids = buffer.sample_turns(40_000)
-    assert buffer.collate_transitions(ids[:1000]).cu_seqlens[-1] * 40 > 1 << 18, "enough for two threads"
+    assert buffer.collate_transitions(ids).input_ids.nbytes > 2 << 20, "what two threads are worth (parallel_ranges.h)"
     assert_same(buffer.collate_transitions(ids, threads=2), buffer.collate_transitions(ids))
 
 

@@ -351,8 +351,7 @@ class Archer:
 
     def _read_start_policy(self, games: np.ndarray) -> Iterator[tuple[PackedBatch, GameFeatures]]:
         """Its passes over these games. A frozen trunk's features go to the buffer as they come."""
-        lengths = np.diff(self.buffer.collate(games, memory=self.staging.memory).cu_seqlens).tolist()
-        for part in self._passes(lengths):
+        for part in self._passes(self.buffer.lengths(games).tolist()):
             batch = self._collate(games[part])
             with torch.no_grad():
                 features = read_games(self.reference, batch, self.config.rollout.temperature)

@@ -5,6 +5,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -37,6 +38,13 @@ template <class T>
 std::span<const T> read(const char* name, const Array<T>& array) {
   check_layout(name, array);
   return {array.data(), static_cast<std::size_t>(array.size())};
+}
+
+// The same, as they are now: what is checked without the GIL and used afterwards must not change in between.
+template <class T>
+std::vector<T> copied(const char* name, const Array<T>& array) {
+  const std::span items = read(name, array);
+  return {items.begin(), items.end()};
 }
 
 template <class T>
@@ -79,6 +87,21 @@ Array<T> exact_array(const char* name, const py::handle& value) {
     throw py::type_error(concat(name, ": wanted a C-contiguous array of ", dtype, ", got one of ", got, layout));
   }
   return py::reinterpret_borrow<Array<T>>(value);
+}
+
+// What `memory` gives, a function of the number of bytes; arrays made over it keep it alive.
+inline Array<std::uint8_t> ask_for(const py::function& memory, std::size_t num_bytes) {
+  const py::object given = memory(num_bytes);
+  Array<std::uint8_t> bytes = exact_array<std::uint8_t>("memory", given);
+  const std::span room = write("memory", bytes);
+  if (room.size() < num_bytes) {
+    throw std::invalid_argument(concat("memory: wanted ", num_bytes, " bytes, got ", room.size()));
+  }
+  if (reinterpret_cast<std::uintptr_t>(room.data()) % alignof(std::max_align_t) != 0) {
+    throw std::invalid_argument(
+        concat("memory: wanted memory aligned to ", alignof(std::max_align_t), " bytes, got a misaligned array"));
+  }
+  return bytes;
 }
 
 // An argument that is an array: another kind is a TypeError and no copy.

@@ -22,21 +22,6 @@ std::optional<Padding> to_padding(const PaddingArgument& padding, std::int64_t m
   return Padding{.width = width.value_or(max_length), .pad_token_id = pad_token_id, .is_left = is_left};
 }
 
-// What `memory` gives, a function of the number of bytes. Its arrays keep it alive.
-Array<std::uint8_t> ask_for(const py::function& memory, std::size_t num_bytes) {
-  const py::object given = memory(num_bytes);
-  Array<std::uint8_t> bytes = exact_array<std::uint8_t>("memory", given);
-  const std::span room = write("memory", bytes);
-  if (room.size() < num_bytes) {
-    throw std::invalid_argument(concat("memory: wanted ", num_bytes, " bytes, got ", room.size()));
-  }
-  if (reinterpret_cast<std::uintptr_t>(room.data()) % alignof(std::max_align_t) != 0) {
-    throw std::invalid_argument(
-        concat("memory: wanted memory aligned to ", alignof(std::max_align_t), " bytes, got a misaligned array"));
-  }
-  return bytes;
-}
-
 // The batch as a tuple of arrays in the order of Arrays::for_each, all in one piece of `memory`.
 template <class Arrays, class PlanOfRows>
 py::tuple collated(const TrajectoryBuffer& buffer, const PlanOfRows& plan, const PaddingArgument& padding_argument,
@@ -74,7 +59,7 @@ py::tuple collated(const TrajectoryBuffer& buffer, const PlanOfRows& plan, const
 
 py::tuple collate_trajectories(const TrajectoryBuffer& buffer, const Ids& trajectory_ids,
                                const PaddingArgument& padding, int threads, const py::function& memory) {
-  const auto ids = read("trajectory_ids", trajectory_ids);
+  const auto ids = copied("trajectory_ids", trajectory_ids);
   const TrajectoryPlan plan = [&] {
     const py::gil_scoped_release release;
     return buffer.plan(ids);
@@ -84,7 +69,7 @@ py::tuple collate_trajectories(const TrajectoryBuffer& buffer, const Ids& trajec
 
 py::tuple collate_transitions(const TrajectoryBuffer& buffer, const Ids& turn_ids, const PaddingArgument& padding,
                               int threads, const py::function& memory) {
-  const auto ids = read("turn_ids", turn_ids);
+  const auto ids = copied("turn_ids", turn_ids);
   const TransitionPlan plan = [&] {
     const py::gil_scoped_release release;
     return buffer.plan_transitions(ids);

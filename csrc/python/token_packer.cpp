@@ -8,7 +8,7 @@ namespace archer_fast {
 namespace {
 
 py::tuple plan_tokens(const Ids& lengths, std::int64_t max_tokens, std::int64_t num_ranks) {
-  const auto items = read("lengths", lengths);
+  const auto items = copied("lengths", lengths);
   TokenPlan plan;
   {
     const py::gil_scoped_release release;

@@ -74,6 +74,16 @@ std::pair<std::int64_t, std::int64_t> extend(TrajectoryBuffer& buffer, const py:
   TrajectoryColumns trajectories;
   take_all(arrays, kTrajectoryColumns, trajectories);
   refuse_others(arrays, kTrajectoryColumns);
+  // Where things lie must not change between check and use; tokens and numbers that change are merely stored so.
+  std::vector<std::int32_t> kept[4];
+  const auto keep = [](std::span<const std::int32_t>& column, std::vector<std::int32_t>& copy) {
+    copy.assign(column.begin(), column.end());
+    column = copy;
+  };
+  keep(trajectories.num_tokens, kept[0]);
+  keep(trajectories.num_turns, kept[1]);
+  keep(trajectories.observation_lengths, kept[2]);
+  keep(trajectories.action_lengths, kept[3]);
   const py::gil_scoped_release release;
   const IdRange ids = buffer.extend(trajectories);
   return {ids.first, ids.end};
@@ -114,8 +124,8 @@ std::pair<Ids, Array<float>> sample_prioritised(TrajectoryBuffer& buffer, std::i
 }
 
 std::int64_t update_priorities(TrajectoryBuffer& buffer, const Ids& turn_ids, const Array<double>& priorities) {
-  const auto ids = read("turn_ids", turn_ids);
-  const auto values = read("priorities", priorities);
+  const auto ids = copied("turn_ids", turn_ids);
+  const auto values = copied("priorities", priorities);
   const py::gil_scoped_release release;
   return buffer.update_priorities(ids, values);
 }
@@ -143,7 +153,7 @@ py::tuple stats(const TrajectoryBuffer& buffer) {
 }
 
 Ids trajectory_of(const TrajectoryBuffer& buffer, const Ids& turn_ids) {
-  const auto ids = read("turn_ids", turn_ids);
+  const auto ids = copied("turn_ids", turn_ids);
   Ids trajectory_ids = empty_ids(turn_ids.size());
   const auto out = write("trajectory_ids", trajectory_ids);
   {
@@ -154,7 +164,7 @@ Ids trajectory_of(const TrajectoryBuffer& buffer, const Ids& turn_ids) {
 }
 
 std::pair<Ids, Ids> turn_span(const TrajectoryBuffer& buffer, const Ids& trajectory_ids) {
-  const auto ids = read("trajectory_ids", trajectory_ids);
+  const auto ids = copied("trajectory_ids", trajectory_ids);
   Ids first_turn_ids = empty_ids(trajectory_ids.size());
   Ids num_turns = empty_ids(trajectory_ids.size());
   const auto first = write("first_turn_ids", first_turn_ids);
@@ -166,8 +176,19 @@ std::pair<Ids, Ids> turn_span(const TrajectoryBuffer& buffer, const Ids& traject
   return {std::move(first_turn_ids), std::move(num_turns)};
 }
 
+Ids lengths(const TrajectoryBuffer& buffer, const Ids& trajectory_ids) {
+  const auto ids = copied("trajectory_ids", trajectory_ids);
+  Ids num_tokens = empty_ids(trajectory_ids.size());
+  const auto out = write("num_tokens", num_tokens);
+  {
+    const py::gil_scoped_release release;
+    buffer.lengths(ids, out);
+  }
+  return num_tokens;
+}
+
 py::tuple turn_records(const TrajectoryBuffer& buffer, const Ids& turn_ids) {
-  const auto ids = read("turn_ids", turn_ids);
+  const auto ids = copied("turn_ids", turn_ids);
   auto rewards = empty<float>(turn_ids.size());
   auto turn = empty<std::int32_t>(turn_ids.size());
   auto is_last = empty<bool>(turn_ids.size());
@@ -201,13 +222,14 @@ py::dict state(const TrajectoryBuffer& buffer) {
   return to_dict(std::move(state));
 }
 
-py::dict state_since(const TrajectoryBuffer& buffer, std::int64_t first_trajectory_id) {
-  BufferState state;
+py::tuple snapshot(const TrajectoryBuffer& buffer, std::int64_t first_trajectory_id) {
+  BufferSnapshot snapshot;
   {
     const py::gil_scoped_release release;
-    state = buffer.state_since(first_trajectory_id);
+    snapshot = buffer.snapshot(first_trajectory_id);
   }
-  return to_dict(std::move(state));
+  return py::make_tuple(to_dict(std::move(snapshot.since)), to_array<double>(std::move(snapshot.priorities)),
+                        to_array<std::int64_t>(std::move(snapshot.num_turns)));
 }
 
 std::unique_ptr<TrajectoryBuffer> restore(const py::kwargs& fields) {
@@ -246,9 +268,10 @@ BufferClass bind_trajectory_buffer(py::module_& module) {
       .def("priorities", &priorities)
       .def("trajectory_of", &trajectory_of, array("turn_ids"))
       .def("turn_span", &turn_span, array("trajectory_ids"))
+      .def("lengths", &lengths, array("trajectory_ids"))
       .def("turn_records", &turn_records, array("turn_ids"))
       .def("state", &state)
-      .def("state_since", &state_since, "first_trajectory_id"_a)
+      .def("snapshot", &snapshot, "first_trajectory_id"_a)
       .def_static("restore", &restore);
   return buffer;
 }

@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "packed_arrays.h"
+#include "parallel_ranges.h"
 #include "two_games.h"
 
 using archer_fast::PackedArrays;
@@ -94,15 +95,22 @@ TEST_CASE("several threads write what one does") {
   std::vector<TrajectoryView> many;
   for (int i = 0; i < 60'000; ++i) many.push_back(games.views[static_cast<std::size_t>(i % 7 == 0)]);
   const PackedSizes sizes = archer_fast::packed_sizes(many);
-  Poisoned memory;
-  const PackedArrays one = arrays(memory, sizes), three = arrays(memory, sizes);
-  archer_fast::collate(many, std::nullopt, 1, one);
-  archer_fast::collate(many, std::nullopt, 3, three);
-  CHECK(numbers(one.input_ids) == numbers(three.input_ids));
-  CHECK(numbers(one.turn_ids) == numbers(three.turn_ids));
-  CHECK(numbers(one.action_positions) == numbers(three.action_positions));
-  CHECK(numbers(one.rollout_logprobs) == numbers(three.rollout_logprobs));
-  CHECK(numbers(one.terminated) == numbers(three.terminated));
+  for (const auto& padding : {std::optional<Padding>{}, std::optional(Padding{9, 4, true})}) {
+    CHECK(archer_fast::threads_worth(17 * RowLayout::num_places(60'000, sizes.num_tokens, padding), 3) == 3);
+    Poisoned memory;
+    const PackedArrays one = arrays(memory, sizes, padding), three = arrays(memory, sizes, padding);
+    archer_fast::collate(many, padding, 1, one);
+    archer_fast::collate(many, padding, 3, three);
+    std::vector<Numbers> wanted;
+    PackedArrays::for_each(one, sizes, padding, [&](const char*, const auto& array, std::int64_t, bool) {
+      wanted.push_back(numbers(array));
+    });
+    std::size_t next = 0;
+    PackedArrays::for_each(three, sizes, padding, [&](const char* name, const auto& array, std::int64_t, bool) {
+      CHECK_MESSAGE(numbers(array) == wanted[next++], name);
+    });
+    CHECK(next == (padding ? 17 : 16));
+  }
 }
 
 TEST_CASE("an array of the wrong length is named") {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <limits>
 #include <optional>
 #include <stdexcept>
@@ -16,6 +17,40 @@
 using archer_fast::TrajectoryBuffer;
 using archer_fast::testing::Example;
 using Ids = std::vector<std::int64_t>;
+
+namespace {
+
+// Destinations of a plan, in memory of their own.
+template <class Arrays, class Plan>
+Arrays destinations(archer_fast::testing::Poisoned& memory, const Plan& plan) {
+  Arrays out;
+  Arrays::for_each(out, plan.sizes, std::nullopt, [&](const char*, auto& array, std::int64_t length, bool) {
+    array = memory.array<std::decay_t<decltype(array[0])>>(length);
+  });
+  return out;
+}
+
+// Batches of both kinds of some turns, all of trajectories like the example; how many differ from it.
+int collate_wrongly(const TrajectoryBuffer& buffer, const Ids& turns, const Ids& owners, int threads) {
+  static const Example example;
+  archer_fast::testing::Poisoned memory;
+  int wrong = 0;
+  const auto games = buffer.plan(owners);
+  const auto packed = destinations<archer_fast::PackedArrays>(memory, games);
+  buffer.collate(games, std::nullopt, threads, packed);
+  for (std::size_t t = 0; t < packed.input_ids.size(); ++t) {
+    wrong += packed.input_ids[t] != example.tokens[t % example.tokens.size()] ? 1 : 0;
+  }
+  const auto rows = buffer.plan_transitions(turns);
+  const auto transitions = destinations<archer_fast::TransitionArrays>(memory, rows);
+  buffer.collate(rows, std::nullopt, threads, transitions);
+  for (std::size_t i = 0; i < turns.size(); ++i) {
+    wrong += transitions.rewards[i] != example.rewards[static_cast<std::size_t>(turns[i] % 2)] ? 1 : 0;
+  }
+  return wrong;
+}
+
+}  // namespace
 
 TEST_CASE("ids go on counting while whole trajectories leave, oldest first") {
   const Example example;  // 9 tokens, 2 turns
@@ -69,16 +104,8 @@ TEST_CASE("a batch is refused where a push has evicted one of it since it was pl
   CHECK(turns.sizes.num_tokens == 9);
   CHECK(turns.sizes.num_action_tokens == 2);
   archer_fast::testing::Poisoned memory;
-  archer_fast::PackedArrays packed;
-  archer_fast::TransitionArrays transitions;
-  archer_fast::PackedArrays::for_each(packed, games.sizes, std::nullopt,
-                                      [&](const char*, auto& array, std::int64_t length, bool) {
-                                        array = memory.array<std::decay_t<decltype(array[0])>>(length);
-                                      });
-  archer_fast::TransitionArrays::for_each(transitions, turns.sizes, std::nullopt,
-                                          [&](const char*, auto& array, std::int64_t length, bool) {
-                                            array = memory.array<std::decay_t<decltype(array[0])>>(length);
-                                          });
+  const auto packed = destinations<archer_fast::PackedArrays>(memory, games);
+  const auto transitions = destinations<archer_fast::TransitionArrays>(memory, turns);
   buffer.push(example.view());  // trajectory 0 goes
   CHECK_THROWS_WITH_AS(buffer.collate(games, std::nullopt, 1, packed),
                        "trajectory_ids: wanted live trajectories, got one of 0, which a push has evicted since the "
@@ -141,14 +168,14 @@ TEST_CASE("a state that contradicts itself names the field") {
                        "trajectory 0 of 1: rewards[0]: wanted a finite number, got inf", std::invalid_argument);
 }
 
-TEST_CASE("4 producers and 2 samplers with eviction racing") {
+TEST_CASE("4 producers, 2 samplers and a saver with eviction racing") {
   TrajectoryBuffer buffer({1000, 50, 0});
   for (int i = 0; i < 8; ++i) buffer.push(Example{}.view());
   std::atomic<bool> stop = false;
-  std::atomic<int> wrong = 0;
-  std::vector<std::thread> samplers, producers;
+  std::atomic<int> wrong = 0, collated = 0;
+  std::vector<std::thread> others, producers;
   for (int s = 0; s < 2; ++s) {
-    samplers.emplace_back([&] {
+    others.emplace_back([&] {
       std::vector<float> weights(8);
       for (int round = 0; !stop; ++round) {
         Ids turns(8), owners(8);
@@ -163,24 +190,73 @@ TEST_CASE("4 producers and 2 samplers with eviction racing") {
         try {
           buffer.trajectory_of(turns, owners);
           for (std::size_t i = 0; i < 8; ++i) wrong += owners[i] != turns[i] / 2 ? 1 : 0;  // 2 turns each
+          wrong += collate_wrongly(buffer, turns, owners, 1 + round % 2);
+          ++collated;
         } catch (const std::out_of_range&) {
           continue;  // evicted since
         }
       }
     });
   }
+  others.emplace_back([&] {
+    while (!stop) {
+      const auto snapshot = buffer.snapshot(0);
+      const auto live = static_cast<std::int64_t>(snapshot.num_turns.size());
+      wrong += std::ssize(snapshot.since.num_turns) != live || std::ssize(snapshot.priorities) != 2 * live ? 1 : 0;
+      wrong += buffer.stats().num_tokens % 9 != 0 ? 1 : 0;
+    }
+  });
   for (int p = 0; p < 4; ++p) {
     producers.emplace_back([&] {
       for (int i = 0; i < 2000; ++i) buffer.push(Example{}.view());
     });
   }
   for (std::thread& thread : producers) thread.join();
+  while (collated < 10) std::this_thread::yield();
   stop = true;
-  for (std::thread& thread : samplers) thread.join();
+  for (std::thread& thread : others) thread.join();
   CHECK(wrong == 0);
   CHECK(buffer.trajectory_range().end == 8008);
   CHECK(buffer.num_trajectories() == 50);
   CHECK(buffer.priorities().size() == 100);
+}
+
+TEST_CASE("a snapshot has the later trajectories, and of all the priorities and numbers of turns") {
+  TrajectoryBuffer buffer({1000, 3, 0});
+  for (int i = 0; i < 5; ++i) buffer.push(Example{}.view());  // 2, 3 and 4 live
+  buffer.update_priorities(Ids{5}, std::vector<double>{7.0});
+  const auto snapshot = buffer.snapshot(4);
+  CHECK(snapshot.since.first_trajectory_id == 2);
+  CHECK(snapshot.since.tokens == Example{}.tokens);
+  CHECK(snapshot.since.max_priority == 7.0);
+  CHECK(snapshot.priorities == std::vector<double>{1, 7, 1, 1, 1, 1});
+  CHECK(snapshot.num_turns == std::vector<std::int64_t>{2, 2, 2});
+  CHECK_THROWS_AS(buffer.snapshot(6), std::out_of_range);
+  Ids lengths(2);
+  buffer.lengths(Ids{4, 2}, lengths);
+  CHECK(lengths == Ids{9, 9});
+  CHECK_THROWS_AS(buffer.lengths(Ids{4, 1}, lengths), std::out_of_range);
+}
+
+TEST_CASE("a writer does not wait for readers that come after it") {
+  archer_fast::FairSharedMutex mutex;
+  std::atomic<bool> stop = false;
+  std::vector<std::thread> readers;
+  for (int i = 0; i < 3; ++i) {
+    readers.emplace_back([&] {
+      while (!stop) {
+        const archer_fast::ReadLock lock(mutex);
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));  // another one always begins before this one ends
+      }
+    });
+  }
+  for (int i = 0; i < 20; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    const archer_fast::WriteLock lock(mutex);
+    CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(1));
+  }
+  stop = true;
+  for (std::thread& thread : readers) thread.join();
 }
 
 TEST_CASE("options are checked by name") {
