@@ -2,20 +2,20 @@
 #
 #   PYTHON=python3.12   interpreter of .venv (>= 3.10; only read when .venv is made)
 #   TORCH="torch==2.13.0"   the torch requirement, instead of the choice by GPU
-#   ARGS="--help"       handed to `archer-fast train`, or to pytest by test, test-all and bench
+#   ARGS="--help"       handed to `archer-fast train`, to pytest by test, test-all and bench, or to scripts/fuzz.sh
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install train test test-all test-pythons test-ops-alone test-interpreter test-cpp test-python sanitize bench lint format clean
+.PHONY: help install train test test-all test-pythons test-ops-alone test-interpreter test-cpp test-python sanitize fuzz bench lint format clean
 
 PYTHON ?=
 TORCH ?=
 ARGS ?=
 BIN := .venv/bin
-CPP := $(wildcard csrc/*.cpp csrc/*.h)
-CPP_ALL := $(CPP) $(wildcard csrc/tests/*.cpp csrc/tests/*.h)
+CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/python/*.cpp csrc/python/*.h)
+CPP_ALL := $(CPP) $(wildcard csrc/tests/*.cpp csrc/tests/*.h csrc/fuzz/*.cpp csrc/fuzz/*.h benchmarks/*.cpp)
 
 help:
 	@printf '%s\n' \
@@ -23,6 +23,7 @@ help:
 	  'make test       every check but the slow tests          (ARGS="..." for pytest)' \
 	  'make test-all   every check, slow tests too; those of a GPU where there is one' \
 	  'make sanitize   the C++ tests under the address, undefined-behaviour and thread sanitizers' \
+	  'make fuzz       the fuzz targets, ten minutes each      (ARGS="60" for 60 seconds)' \
 	  'make bench      the benchmarks: an hour or more, on a machine that does nothing else' \
 	  'make lint       formatting, ruff, clang-format, types' \
 	  'make format     rewrite the sources in their format' \
@@ -73,6 +74,10 @@ test-cpp: .venv/.run
 # Not part of `make test`: ten times slower, and GCC's sanitizers are no part of every machine's compiler.
 sanitize: .venv/.dev
 	@scripts/sanitize.sh
+
+# Needs clang's libFuzzer. What it finds is kept, and replayed by `make test`.
+fuzz: .venv/.dev .venv/.built
+	@scripts/fuzz.sh $(ARGS)
 
 bench: .venv/.dev .venv/.built
 	@$(BIN)/pytest benchmarks/bench_*.py --benchmark-only --benchmark-autosave --benchmark-storage=file://.benchmarks $(ARGS)

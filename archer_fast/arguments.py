@@ -23,7 +23,7 @@ def as_integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
     as_integer("n", np.int16(3), 0, 9) is 3; of 3.0 it says "n: wanted an integer from 0 to 9, got 3.0".
     """
     try:
-        if isinstance(value, bool):  # an index to Python, and to nobody who counts
+        if isinstance(value, (bool, np.bool_)):  # an index to Python, and to nobody who counts
             raise TypeError
         number = operator.index(value)
     except TypeError:

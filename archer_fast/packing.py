@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import typing
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
@@ -66,16 +64,20 @@ class PackedArrays(NamedTuple):
     rollout_logprobs: Float32  # [T], 0 where action_mask is False
 
 
-@functools.cache
-def dtypes_of(kind: type[NamedTuple]) -> dict[str, np.dtype[np.generic]]:
-    """The dtype of each field, out of its annotation."""
-    hints = typing.get_type_hints(kind)
-    return {name: np.dtype(typing.get_args(typing.get_args(hints[name])[1])[0]) for name in kind._fields}
+# Of every kind of batch: a name has one dtype, whatever it stands in.
+DTYPES: dict[str, type[np.generic]] = {
+    **dict.fromkeys(("input_ids", "position_ids", "turn_ids", "turn"), np.int32),
+    **dict.fromkeys(("cu_seqlens", "cu_turns", "cu_actions"), np.int32),
+    **dict.fromkeys(("state_positions", "action_positions", "next_state_positions", "final_positions"), np.int64),
+    "policy_versions": np.int64,
+    **dict.fromkeys(("rewards", "returns", "rollout_logprobs"), np.float32),
+    **dict.fromkeys(("attention_mask", "action_mask", "is_last", "terminated", "truncated"), np.bool_),
+}
 
 
 def empty_arrays(kind: type[Arrays], sizes: dict[str, int]) -> Arrays:
-    """Uninitialised arrays of the dtypes of a NamedTuple's fields, to be written to."""
-    return kind._make(np.empty(sizes[name], dtype) for name, dtype in dtypes_of(kind).items())
+    """Uninitialised arrays for a NamedTuple's fields, of these lengths, to be written to."""
+    return kind._make(np.empty(sizes[name], DTYPES[name]) for name in kind._fields)
 
 
 def packed_sizes(num_trajectories: int, num_turns: int, num_tokens: int) -> dict[str, int]:

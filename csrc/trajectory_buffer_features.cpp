@@ -25,7 +25,7 @@ void check_bytes(const char* name, std::size_t bytes, std::size_t num_rows, std:
 }  // namespace
 
 void TrajectoryBuffer::need_features() const {
-  if (!features_) throw std::invalid_argument("features: this buffer was made without (feature_bytes = 0)");
+  if (!features_) throw std::invalid_argument("features: wanted a buffer with some, got one of feature_bytes = 0");
 }
 
 void TrajectoryBuffer::set_features(std::span<const std::int64_t> trajectory_ids, std::int64_t trunk_version,
@@ -122,9 +122,12 @@ void TrajectoryBuffer::copy_features(std::int64_t first_trajectory_id, std::span
         concat("trunk_versions: wanted length ", num_turns.size(), ", got ", trunk_versions.size()));
   }
   std::byte* out = rows.data();
+  const IdRange live = live_trajectories();
   for (std::size_t i = 0; i < num_turns.size(); ++i) {
-    const std::int64_t id = first_trajectory_id + static_cast<std::int64_t>(i);
-    const bool is_live = live_trajectories().contains(id);
+    // Past the live ones no sum is needed, or possible.
+    const std::int64_t id =
+        first_trajectory_id < live.end ? first_trajectory_id + static_cast<std::int64_t>(i) : live.end;
+    const bool is_live = live.contains(id);
     const std::size_t bytes = (static_cast<std::size_t>(num_turns[i]) + 1) * store.row_bytes();
     if (is_live && stored(id).num_turns != num_turns[i]) {
       throw std::invalid_argument(

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The C++ tests under AddressSanitizer with UndefinedBehaviorSanitizer, and under ThreadSanitizer; a report of both.
+# The C++ tests, and all that the fuzz targets keep, under AddressSanitizer with UndefinedBehaviorSanitizer, and under
+# ThreadSanitizer; a report of both.
 #
 #   scripts/sanitize.sh [REPORT]   default: docs/sanitizers.md
 set -euo pipefail
@@ -18,6 +19,10 @@ run() { # NAME FLAGS: builds and runs; what it printed is in $logs/NAME
     { cat "$logs/configure"; return 1; }
   "$bin/cmake" --build "$build" --parallel
   "$build/archer_core_tests" 2>&1 | tee "$logs/$name"
+  for target in fuzz_buffer fuzz_restore; do
+    "$build/replay_$target" "csrc/fuzz/corpus/$target" >"$logs/replay" 2>&1 || { tail -n 50 "$logs/replay"; return 1; }
+    echo "$target: $(tail -n 1 "$logs/replay")" | tee -a "$logs/$name"
+  done
 }
 
 export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1

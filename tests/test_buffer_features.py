@@ -242,7 +242,7 @@ def two_games() -> TrajectoryBuffer:
         (
             ([0], -1, np.zeros((5, BYTES), np.uint8)),
             ValueError,
-            r"trunk_version: wanted an integer from 0 to 2\*\*63 - 1, got -1",
+            "trunk_version: wanted an integer from 0 to 2**63 - 1, got -1",
         ),
         (([0], 1.5, np.zeros((5, BYTES), np.uint8)), TypeError, "trunk_version: wanted an integer"),
         (([2], 1, np.zeros((5, BYTES), np.uint8)), IndexError, "trajectory_ids[0]: wanted a live id in [0, 2), got 2"),
@@ -271,7 +271,7 @@ def test_features_that_are_refused_change_nothing(arguments: Any, error: type[Ex
             "turn_ids[1]: wanted features of trunk version 0, got turn 5 of trajectory 1, which has version 1",
         ),
         (([[0]], 0, 8), ValueError, "turn_ids: wanted 1 dimension"),
-        (([0], -3, 8), ValueError, r"trunk_version: wanted an integer from 0 to 2\*\*63 - 1, got -3"),
+        (([0], -3, 8), ValueError, "trunk_version: wanted an integer from 0 to 2**63 - 1, got -3"),
     ],
 )
 def test_reads_that_are_refused(arguments: Any, error: type[Exception], message: str) -> None:
@@ -285,7 +285,7 @@ def test_no_turns_are_no_rows() -> None:
 
 def test_a_buffer_without_features_says_so() -> None:
     buffer = filled(2)
-    message = re.escape("features: this buffer was made without (feature_bytes = 0)")
+    message = re.escape("features: wanted a buffer with some, got one of feature_bytes = 0")
     with pytest.raises(ValueError, match=message):
         buffer.set_features([0], 0, np.zeros((5, 0), np.uint8))
     with pytest.raises(ValueError, match=message):

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <limits>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -96,8 +97,8 @@ TEST_CASE("what is wrong is named and nothing is written") {
 
   TrajectoryBuffer none({.max_tokens = 100, .max_trajectories = 2});
   none.push(Example{}.view());
-  CHECK_THROWS_WITH_AS(none.set_features(Ids{0}, 1, two), "features: this buffer was made without (feature_bytes = 0)",
-                       std::invalid_argument);
+  CHECK_THROWS_WITH_AS(none.set_features(Ids{0}, 1, two),
+                       "features: wanted a buffer with some, got one of feature_bytes = 0", std::invalid_argument);
   CHECK_THROWS_AS(none.trajectories_without_features(0), std::invalid_argument);
   CHECK(none.features_stamp() == 0);
   CHECK_THROWS_WITH_AS(TrajectoryBuffer({.max_tokens = 100, .max_trajectories = 2, .feature_bytes = -1}),
@@ -161,6 +162,9 @@ TEST_CASE("a writer copies whole trajectories, and learns what was set since") {
     wanted.insert(wanted.end(), more.begin(), more.end());
   }
   CHECK(rows == wanted);
+  constexpr std::int64_t kLast = std::numeric_limits<std::int64_t>::max();
+  buffer.copy_features(kLast, Ids{1, 1}, std::span(versions).first(2), std::span(rows).first(4 * kRowBytes));
+  CHECK(versions[1] == FeatureStore::kNoVersion);
   CHECK_THROWS_WITH_AS(buffer.copy_features(3, Ids{3}, std::span(versions).first(1), std::span(rows).first(128)),
                        "num_turns[0]: wanted 2 of trajectory 3, got 3", std::invalid_argument);
   CHECK_THROWS_AS(buffer.copy_features(3, Ids{0}, std::span(versions).first(1), std::span(rows).first(32)),
