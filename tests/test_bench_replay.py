@@ -109,11 +109,11 @@ def test_one_command_prints_and_writes_the_page(tmp_path: Path) -> None:
     assert next(row["x ours"] for row in stores if row["who"] == "ours, memory kept") == "1.0"
     assert conditions[-1]["who"] == "memcpy" and conditions[-1]["cold share"].endswith(" GB/s")
 
-    assert [row["buffer"] for row in bandwidth[20:]] == ["memcpy", "memcpy"]
-    for row in bandwidth[:20]:
+    assert [row["buffer"] for row in bandwidth[24:]] == ["memcpy", "memcpy"]
+    for row in bandwidth[:24]:
         share = float(row["share"].rstrip("%")) / 100
         assert share == pytest.approx(float(row["GB/s"]) / float(row["memcpy GB/s"]), abs=0.05, rel=0.2), row
-    assert len(targets) == 13 + 5 - 2 * ("cpprb" in missing)
+    assert len(targets) == 15 + 5 - 2 * ("cpprb" in missing)
     assert all(row[""] in ("met", "**missed**") for row in targets)
 
 
