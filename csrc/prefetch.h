@@ -6,8 +6,8 @@
 
 namespace archer_fast {
 
-// Brings the lines of [data, data + bytes) into the second cache, at most what it can hold beside a copy of it: the
-// first has too few places for what is on its way.
+// Brings the first 32 KB of [data, data + bytes) into the second cache: the first one has too few places for what is on
+// its way.
 inline void prefetch(const void* data, std::size_t bytes) noexcept {
   constexpr std::size_t kLine = 64, kMaxBytes = std::size_t{32} << 10;
   const auto* const from = static_cast<const char*>(data);

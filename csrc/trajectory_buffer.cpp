@@ -45,28 +45,19 @@ BufferState TrajectoryBuffer::state() const {
   return state_from(first_trajectory_id_);
 }
 
-BufferState TrajectoryBuffer::state_since(std::int64_t first_trajectory_id) const {
-  const ReadLock lock(mutex_);
-  return state_after(first_trajectory_id);
-}
-
 BufferSnapshot TrajectoryBuffer::snapshot(std::int64_t first_trajectory_id) const {
   const ReadLock lock(mutex_);
-  BufferSnapshot snapshot{.since = state_after(first_trajectory_id),
-                          .priorities = priorities_.from(first_turn_id_),
-                          .num_turns = std::vector<std::int64_t>(trajectories_.size())};
-  std::transform(trajectories_.begin(), trajectories_.end(), snapshot.num_turns.begin(),
-                 [](const Stored& trajectory) { return trajectory.num_turns; });
-  return snapshot;
-}
-
-BufferState TrajectoryBuffer::state_after(std::int64_t first_trajectory_id) const {
   const IdRange live = live_trajectories();
   if (first_trajectory_id > live.end) {
     throw std::out_of_range(
         concat("first_trajectory_id: wanted at most the next id, ", live.end, ", got ", first_trajectory_id));
   }
-  return state_from(std::max(first_trajectory_id, live.first));
+  BufferSnapshot snapshot{.since = state_from(std::max(first_trajectory_id, live.first)),
+                          .priorities = priorities_.from(first_turn_id_),
+                          .num_turns = std::vector<std::int64_t>(trajectories_.size())};
+  std::transform(trajectories_.begin(), trajectories_.end(), snapshot.num_turns.begin(),
+                 [](const Stored& trajectory) { return trajectory.num_turns; });
+  return snapshot;
 }
 
 BufferState TrajectoryBuffer::state_from(std::int64_t first_trajectory_id) const {

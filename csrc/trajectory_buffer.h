@@ -51,7 +51,7 @@ struct TurnQuery {
 
 // See TrajectoryBuffer::snapshot.
 struct BufferSnapshot {
-  BufferState since;
+  BufferState since;  // the scalars of state(), and the arrays of the trajectories with this id and later ones alone
   std::vector<double> priorities;       // of turn_range()
   std::vector<std::int64_t> num_turns;  // of trajectory_range()
 };
@@ -105,13 +105,9 @@ class TrajectoryBuffer {
   static std::unique_ptr<TrajectoryBuffer> restore(const BufferState& state, const FeatureMemory& memory = {});
   BufferState state() const;  // O(T)
 
-  // The scalars of state(), and the arrays of the live trajectories with this id and later ones alone:
-  // what a writer that has the earlier ones must add. An id before the first live one gives state(). O(T) of
-  // these. Throws std::out_of_range for an id beyond the end of trajectory_range().
-  BufferState state_since(std::int64_t first_trajectory_id) const;
-
-  // What a writer needs that has the trajectories before this id: state_since(), and of all live trajectories the
-  // turns' priorities and the numbers of turns; all of one moment. O(T) of the later ones and O(N).
+  // What a writer must add that has the trajectories before this id; all of one moment. An id before the first live one
+  // gives everything. O(T) of the later ones and O(N). Throws std::out_of_range for an id beyond the end of
+  // trajectory_range().
   BufferSnapshot snapshot(std::int64_t first_trajectory_id) const;
 
   // Copies the trajectory in and gives its id. O(T) + O(evicted turns), and O(log N) where priorities are
@@ -232,7 +228,6 @@ class TrajectoryBuffer {
   void collate_rows(const char* ids, const PlanOfRows& plan, const std::optional<Padding>& padding, int threads,
                     const Arrays& out) const;
   BufferState state_from(std::int64_t first_trajectory_id) const;
-  BufferState state_after(std::int64_t first_trajectory_id) const;  // of state_since(), its checks too
   const TaskStrata& strata_of(bool of_turns, std::int64_t min_policy_version, bool by_task);
   std::int64_t num_bytes() const noexcept;
   void evict_oldest() noexcept;

@@ -25,7 +25,7 @@ bool are_shared_out(std::span<const std::int64_t> tasks, std::span<const std::in
 
 // After a draw: nothing was drawn where it was refused.
 void take_counter(Bench& bench, bool was_drawn) {
-  const std::uint64_t counter = bench.buffer->state_since(bench.plain.trajectory_range().end).counter;
+  const std::uint64_t counter = bench.buffer->snapshot(bench.plain.trajectory_range().end).since.counter;
   require(was_drawn || counter == bench.plain.counter);
   bench.plain.counter = counter;
 }

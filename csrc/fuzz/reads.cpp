@@ -85,7 +85,7 @@ void read_late_state(Bench& bench) {
   const std::int64_t id =
       bench.input.once_in(8) ? bench.input.edge<std::int64_t>() : live.first - 1 + bench.input.byte() % 8;
   BufferState state;
-  const bool was_given = goes_through([&] { state = bench.buffer->state_since(id); });
+  const bool was_given = goes_through([&] { state = bench.buffer->snapshot(id).since; });
   require(was_given == (id <= live.end));
   if (was_given) require(are_same(state, bench.plain.state_since(id)));
 }

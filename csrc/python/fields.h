@@ -27,11 +27,11 @@ constexpr Field<Struct, Member> field(const char* name, Member Struct::* member)
   return {name, member};
 }
 
-// One field out of what came: a span reads it in place, a vector copies it, a number is taken.
 // Booleans are bytes of 0 or 1: the core checks it.
 template <class T>
 using Element = std::conditional_t<std::is_same_v<T, std::uint8_t>, bool, T>;
 
+// One field out of what came: a span reads it in place, a vector copies it, a number is taken.
 template <class T>
 void take(const char* name, const py::handle& value, std::span<const T>& to) {
   const std::span from = read(name, exact_array<Element<T>>(name, value));

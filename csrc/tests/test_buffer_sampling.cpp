@@ -102,11 +102,11 @@ TEST_CASE("stats are those of the live turns") {
   CHECK(stats.turns_by_version == Histogram{{4, 6}, {5, 5}, {6, 4}, {7, 3}, {8, 2}, {9, 1}});
 }
 
-TEST_CASE("state_since holds the later trajectories and the scalars of all") {
+TEST_CASE("a snapshot holds the later trajectories and the scalars of all") {
   TrajectoryBuffer buffer({1000, 3, 6});
   for (std::int64_t i = 0; i < 5; ++i) push(buffer, {i, i + 1}, static_cast<std::int32_t>(i));
   buffer.update_priorities(Ids{4, 9}, std::vector{0.5, 3.0});
-  const auto all = buffer.state(), part = buffer.state_since(4);
+  const auto all = buffer.state(), part = buffer.snapshot(4).since;
   CHECK(all.priorities == std::vector{0.5, 1.0, 1.0, 1.0, 1.0, 3.0});
   CHECK(all.task_ids == std::vector<std::int32_t>{2, 3, 4});
   CHECK(part.first_trajectory_id == 2);
@@ -117,10 +117,10 @@ TEST_CASE("state_since holds the later trajectories and the scalars of all") {
   CHECK(part.policy_versions == std::vector<std::int64_t>{4, 5});
   CHECK(part.num_tokens == std::vector<std::int32_t>{4});
   CHECK(part.tokens.size() == 4);
-  CHECK(buffer.state_since(-7).tokens == all.tokens);
-  CHECK(buffer.state_since(5).tokens.empty());
-  CHECK(buffer.state_since(5).priorities.empty());
-  CHECK_THROWS_WITH_AS(buffer.state_since(6), "first_trajectory_id: wanted at most the next id, 5, got 6",
+  CHECK(buffer.snapshot(-7).since.tokens == all.tokens);
+  CHECK(buffer.snapshot(5).since.tokens.empty());
+  CHECK(buffer.snapshot(5).since.priorities.empty());
+  CHECK_THROWS_WITH_AS(buffer.snapshot(6), "first_trajectory_id: wanted at most the next id, 5, got 6",
                        std::out_of_range);
 }
 

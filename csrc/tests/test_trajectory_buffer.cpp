@@ -241,10 +241,12 @@ TEST_CASE("a snapshot has the later trajectories, and of all the priorities and 
 TEST_CASE("a writer does not wait for readers that come after it") {
   archer_fast::FairSharedMutex mutex;
   std::atomic<bool> stop = false;
+  const auto deadline =
+      std::chrono::steady_clock::now() + std::chrono::seconds(5);  // a writer who starves gets in then
   std::vector<std::thread> readers;
   for (int i = 0; i < 3; ++i) {
     readers.emplace_back([&] {
-      while (!stop) {
+      while (!stop && std::chrono::steady_clock::now() < deadline) {
         const archer_fast::ReadLock lock(mutex);
         std::this_thread::sleep_for(std::chrono::milliseconds(2));  // another one always begins before this one ends
       }
