@@ -8,7 +8,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install train test test-all test-pythons test-ops-alone test-interpreter test-cpp test-python sanitize fuzz bench lint format clean
+.PHONY: help install train reproduce test test-all test-pythons test-ops-alone test-interpreter test-cpp test-python sanitize fuzz bench lint format clean
 
 PYTHON ?=
 TORCH ?=
@@ -20,7 +20,8 @@ CPP_ALL := $(CPP) $(wildcard csrc/tests/*.cpp csrc/tests/*.h csrc/fuzz/*.cpp csr
 help:
 	@printf '%s\n' \
 	  'make train      install, then train the default agent   (ARGS="..." for archer-fast train)' \
-	  'make test       every check but the slow tests          (ARGS="..." for pytest)' \
+	  'make reproduce  the comparison of docs/reproduce/; resumes what was stopped' \
+  'make test       every check but the slow tests          (ARGS="..." for pytest)' \
 	  'make test-all   every check, slow tests too; those of a GPU where there is one' \
 	  'make sanitize   the C++ tests under the address, undefined-behaviour and thread sanitizers' \
 	  'make fuzz       the fuzz targets, ten minutes each      (ARGS="60" for 60 seconds)' \
@@ -46,6 +47,10 @@ install: .venv/.run .venv/.built
 
 train: install
 	@$(BIN)/archer-fast train $(ARGS)
+
+# ALGORITHMS, SEEDS, TRAJECTORIES_10 and TRAJECTORIES_32 in the environment change what is compared.
+reproduce: install
+	@scripts/reproduce.sh
 
 test: lint test-cpp test-pythons test-ops-alone test-interpreter test-python
 

@@ -1,4 +1,4 @@
-"""The token-level actor: its loss on trees of games and alternatives."""
+"""The token-level actor: the actions of one forward pass with what credits them, and the loss on them."""
 
 from __future__ import annotations
 
@@ -9,97 +9,146 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from archer_fast.advantages import normalise
+from archer_fast.attention import Layout
 from archer_fast.backbone import Backbone
-from archer_fast.batch import TreeBatch
+from archer_fast.batch import PackedBatch, TreeBatch
+from archer_fast.config import PolicyLoss
 from archer_fast.ops import linear_policy_loss
+
+
+class ScoredActions(NamedTuple):
+    """T tokens of one forward pass, and the M of them that are scored: those of `num_actions` actions."""
+
+    input_ids: Tensor  # [T] int32
+    position_ids: Tensor  # [T] int32
+    layout: Layout
+    rows: Tensor  # [M] int64: the positions that predict the actions' tokens
+    target_ids: Tensor  # [M] int64: those tokens
+    rollout_logprobs: Tensor  # [M] of them under the policy that sampled
+    ref_logprobs: Tensor | None  # [M] under the start policy; None where nothing asks for them
+    advantages: Tensor  # [M] of each token's action, or of the token
+    turn: Tensor  # [M] int64: index, in its game, of the turn that the token's action is of
+    num_actions: int
+
+    @classmethod
+    def of_tree(
+        cls, tree: TreeBatch, batch: PackedBatch, ref_logprobs: Tensor | None, advantages: Tensor
+    ) -> ScoredActions:
+        """The branches of a tree on `batch`; ref_logprobs [M], advantages [num_branches]."""
+        return cls(
+            tree.input_ids,
+            tree.position_ids,
+            tree.layout,
+            tree.rows,
+            tree.target_ids,
+            tree.rollout_logprobs,
+            ref_logprobs,
+            advantages[tree.branch_ids],
+            batch.turn[tree.turn_ids][tree.branch_ids].long(),
+            tree.num_branches,
+        )
+
+    @classmethod
+    def of_games(
+        cls, batch: PackedBatch, layout: Layout, ref_logprobs: Tensor | None, advantages: Tensor
+    ) -> ScoredActions:
+        """The actions that were taken in whole games; ref_logprobs [A], advantages [A] of the batch's action tokens or
+        [N] of its turns."""
+        rows = batch.action_rows
+        turn_ids = batch.turn_ids[rows].long()
+        return cls(
+            batch.input_ids,
+            batch.position_ids,
+            layout,
+            rows - 1,
+            batch.input_ids[rows].long(),
+            batch.rollout_logprobs[rows],
+            ref_logprobs,
+            advantages if advantages.shape == rows.shape else advantages[turn_ids],
+            batch.turn[turn_ids].long(),
+            int(batch.turn.shape[0]),
+        )
 
 
 class ActorLoss(NamedTuple):
     loss: Tensor  # [] what is minimised
-    policy_loss: Tensor  # [] the REINFORCE part
+    policy_loss: Tensor  # [] without its KL and entropy terms
     entropy: Tensor  # [] mean over scored tokens, nats
-
-
-class ScoredTree(NamedTuple):
-    """A tree and what its branches are worth."""
-
-    tree: TreeBatch
-    advantages: Tensor  # [num_branches] of each alternative
-    ref_logprobs: Tensor  # [M] of their tokens under the start policy; not read where kl_coef is 0
+    clip_fraction: Tensor  # [] of the scored tokens, whose ratio to the policy that sampled is outside the clip
+    moved: Tensor  # [] KL(policy that sampled || this one), nats an action
 
 
 def actor_loss(
     backbone: Backbone,
-    tree: TreeBatch,
-    advantages: Tensor,
-    ref_logprobs: Tensor,
+    scored: ScoredActions,
     *,
     temperature: float,
-    kl_coef: float,
-    entropy_coef: float,
-    normalise_advantages: bool,
+    kind: PolicyLoss = "reinforce",
+    clip: float = 0.2,
+    awr_beta: float = 1.0,
+    kl_coef: float = 0.0,
+    entropy_coef: float = 0.0,
     num_actions: int | None = None,
 ) -> ActorLoss:
-    """One forward pass of the actor over the tree, scored at the branches' tokens alone.
+    """One forward pass of the actor, scored at the actions' tokens alone.
 
-    advantages [num_branches] of each alternative; ref_logprobs [M] of their tokens under the start policy
-    (not read where kl_coef is 0); num_actions: what the sums over tokens are divided by, None for this tree's branches.
+    num_actions: what the sums over tokens are divided by; None: this pass's own. ref_logprobs are read where
+    kl_coef is above 0.
     """
-    if normalise_advantages:
-        advantages = normalise(advantages)
-    hidden = backbone(tree.input_ids, tree.position_ids, tree.layout)
+    hidden = backbone(scored.input_ids, scored.position_ids, scored.layout)
     out = linear_policy_loss(
         hidden,
         backbone.lm_head_weight,
-        tree.target_ids,
-        advantages[tree.branch_ids],
-        rows=tree.rows,
-        ref_logprobs=ref_logprobs if kl_coef > 0 else None,
+        scored.target_ids,
+        scored.advantages,
+        rows=scored.rows,
+        kind=kind,
+        rollout_logprobs=scored.rollout_logprobs,
+        ref_logprobs=scored.ref_logprobs if kl_coef > 0 else None,
+        clip_low=clip,
+        clip_high=clip,
+        awr_beta=awr_beta,
         kl_coef=kl_coef,
         entropy_coef=entropy_coef,
-        num_actions=max(tree.num_branches, 1) if num_actions is None else num_actions,
+        num_actions=max(scored.num_actions, 1) if num_actions is None else num_actions,
         temperature=temperature,
     )
-    return ActorLoss(out.loss, out.metrics.policy_loss, out.entropy.sum() / max(tree.rows.numel(), 1))
+    assert out.metrics.clip_fraction is not None and out.metrics.approx_kl is not None
+    num_tokens = max(scored.rows.numel(), 1)
+    moved = out.metrics.approx_kl * (num_tokens / max(scored.num_actions, 1))
+    return ActorLoss(
+        out.loss, out.metrics.policy_loss, out.entropy.sum() / num_tokens, out.metrics.clip_fraction, moved
+    )
 
 
 def accumulated_actor_loss(
-    backbone: Backbone, trees: Sequence[ScoredTree], *, normalise_advantages: bool, **coefficients: float
+    backbone: Backbone, passes: Sequence[ScoredActions], *, kind: PolicyLoss = "reinforce", **coefficients: float
 ) -> ActorLoss:
-    """`actor_loss` of all trees as if they were one, with the activations of one at a time.
+    """`actor_loss` of all passes as if they were one, with the activations of one at a time.
 
-    The gradient is taken here, tree by tree; `loss.backward()` hands it out.
-    coefficients: temperature, kl_coef, entropy_coef.
+    The gradient is taken here, pass by pass; `loss.backward()` hands it out.
+    coefficients: temperature, kl_coef, entropy_coef, clip, awr_beta.
     """
-    advantages = torch.cat([scored.advantages for scored in trees])
-    if normalise_advantages:
-        advantages = normalise(advantages)
-    num_actions, num_tokens = max(advantages.numel(), 1), max(sum(s.tree.rows.numel() for s in trees), 1)
-    policy_losses, entropies = [], []
+    num_actions = max(sum(scored.num_actions for scored in passes), 1)
+    num_tokens = max(sum(scored.rows.numel() for scored in passes), 1)
+    policy_losses, means = [], []
 
     def losses() -> Iterator[Tensor]:
-        for scored, own in zip(trees, advantages.split([s.tree.num_branches for s in trees]), strict=True):
-            out = actor_loss(
-                backbone,
-                scored.tree,
-                own,
-                scored.ref_logprobs,
-                normalise_advantages=False,
-                num_actions=num_actions,
-                **coefficients,
-            )
+        for scored in passes:
+            out = actor_loss(backbone, scored, kind=kind, num_actions=num_actions, **coefficients)
             policy_losses.append(out.policy_loss)
-            entropies.append(out.entropy * (scored.tree.rows.numel() / num_tokens))
+            of_tokens, of_actions = scored.rows.numel() / num_tokens, scored.num_actions / num_actions
+            means.append(torch.stack([out.entropy * of_tokens, out.clip_fraction * of_tokens, out.moved * of_actions]))
             yield out.loss
 
     loss = accumulate(losses(), [p for p in backbone.parameters() if p.requires_grad])
-    return ActorLoss(loss, torch.stack(policy_losses).sum(), torch.stack(entropies).sum())
+    entropy, clip_fraction, moved = torch.stack(means).sum(0)
+    return ActorLoss(loss, torch.stack(policy_losses).sum(), entropy, clip_fraction, moved)
 
 
 def accumulate(losses: Iterator[Tensor], parameters: Sequence[Tensor]) -> Tensor:
     """The sum of the losses, each differentiated and forgotten before the next is asked for."""
-    total: Tensor = _Accumulate.apply(losses, *parameters)  # type: ignore[no-untyped-call]
+    total: Tensor = _Accumulate.apply(losses, *parameters)
     return total
 
 

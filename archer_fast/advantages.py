@@ -45,18 +45,19 @@ def turn_gae(
     final_values: Tensor,
     terminated: Tensor,
     cu_turns: Tensor,
-    gamma: float,
+    gamma: float | Tensor,
     gae_lambda: float,
 ) -> Tensor:
     """A_t = delta_t + gamma gae_lambda A_{t+1},  delta_t = r_t + gamma V_{t+1} - V_t,  V_{t+1} = end at the last turn.
 
     Generalised advantage estimation (Schulman et al. 2015, arXiv 1506.02438, eq. 16), a turn a time step -> [N].
+    gamma: a number, or one a time step [N] where these are of several kinds (PPO's tokens: 1 but at a turn's end).
     gae_lambda 0: the TD error delta_t. gae_lambda 1: the discounted return, `end` included, minus V_t.
     One game, rewards [1, 2], values [4, 8], end 16, gamma = gae_lambda = 0.5: delta = [1, 2], A = [1.5, 2].
     """
     games = _Games.of(rewards, values, final_values, terminated, cu_turns)
     delta = games.rewards + gamma * games.next_values - games.values
-    return segment_scan(torch.full_like(delta, gamma * gae_lambda), delta, cu_turns)
+    return segment_scan(torch.full_like(delta, gae_lambda) * gamma, delta, cu_turns)
 
 
 def td_lambda(

@@ -160,3 +160,51 @@ def plant_tree(batch: PackedBatch, alternatives: Alternatives, trunk: PackedLayo
         action_positions=last[used],
         turn_ids=alternatives.turn_ids[used],
     )
+
+
+def repeated_actions(batch: PackedBatch) -> Tensor:
+    """[N] float32: 1 where an action is, token by token, an earlier one of its game."""
+    return _said_before(batch, _digests(batch), torch.arange(batch.turn.shape[0], device=batch.turn.device))
+
+
+def repeated_branches(batch: PackedBatch, tree: TreeBatch) -> Tensor:
+    """[num_branches] float32: 1 where an alternative is, token by token, an action of its game before its turn."""
+    place = _place_in_run(tree.branch_ids)
+    digests = _digest(tree.target_ids, place, tree.branch_ids, tree.num_branches)
+    return _said_before(batch, digests, tree.turn_ids, _digests(batch))
+
+
+def _said_before(batch: PackedBatch, digests: Tensor, turn_ids: Tensor, of_turns: Tensor | None = None) -> Tensor:
+    """Whether the game of turn_ids[i] holds an action with digests[i] before that turn."""
+    of_turns = digests if of_turns is None else of_turns
+    turn = batch.turn[turn_ids].long()
+    column = torch.arange(max(batch.num_turns), device=turn.device)
+    earlier = (turn_ids - turn)[:, None] + column  # a game's turns lie end to end
+    same = of_turns[earlier.clamp(max=of_turns.shape[0] - 1)] == digests[:, None]
+    return (same & (column < turn[:, None])).any(1).float()
+
+
+def _digests(batch: PackedBatch) -> Tensor:
+    """[N] int64 of the tokens of each turn's action."""
+    rows = batch.action_rows
+    turn_ids = batch.turn_ids[rows].long()
+    return _digest(batch.input_ids[rows].long(), _place_in_run(turn_ids), turn_ids, batch.turn.shape[0])
+
+
+def _place_in_run(ids: Tensor) -> Tensor:
+    """How many equal ids stand just before: [4 4 4 7 7] -> [0 1 2 0 1]."""
+    index = torch.arange(ids.shape[0], device=ids.device)
+    starts = torch.ones_like(ids, dtype=torch.bool)
+    starts[1:] = ids[1:] != ids[:-1]
+    return index - torch.where(starts, index, 0).cummax(0).values if ids.numel() else index
+
+
+def _digest(tokens: Tensor, place: Tensor, owner: Tensor, num_owners: int) -> Tensor:
+    """[num_owners] int64, equal for equal sequences and else different but for one in 2^60 or so.
+
+    A token and its place are mixed (the finaliser of SplitMix64, Steele et al. 2014, with int64's wrap-around), summed.
+    """
+    mixed = tokens * -7046029254386353131 + (place + 1) * -4658895280553007687
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        mixed = (mixed ^ (mixed >> shift)) * factor
+    return torch.zeros(num_owners, dtype=torch.int64, device=tokens.device).index_add_(0, owner, mixed ^ (mixed >> 31))

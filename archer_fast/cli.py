@@ -176,6 +176,24 @@ def play(argv: Sequence[str]) -> None:
     say("\n[stopped]")
 
 
+def compare(argv: Sequence[str]) -> None:
+    """Train several algorithms with several seeds, and report which learns faster."""
+    from archer_fast import presets
+    from archer_fast.cli_compare import compare
+
+    compare(argv, f"{PROG} compare", presets.PRESETS, getattr(presets, "TUNING", {}))
+
+
+def diagnose(argv: Sequence[str]) -> None:
+    """Measure how well the critic ranks the actions within a state."""
+    from archer_fast.cli_args import DiagnoseArgs, parse
+
+    args = parse(DiagnoseArgs, argv, prog=f"{PROG} diagnose")
+    from archer_fast.cli_diagnose import diagnose
+
+    diagnose(args)
+
+
 def report(argv: Sequence[str]) -> None:
     """Build report.html and curves.png of a run, also while it runs."""
     from archer_fast.cli_args import ReportArgs, parse
@@ -221,7 +239,7 @@ def bench(argv: Sequence[str]) -> None:
 
 def _overview() -> str:
     lines = [f"usage: {PROG} COMMAND ...", ""]
-    lines += [f"  {name:<8}{(function.__doc__ or '').splitlines()[0]}" for name, function in COMMANDS.items()]
+    lines += [f"  {name:<10}{(function.__doc__ or '').splitlines()[0]}" for name, function in COMMANDS.items()]
     lines += ["", f"{PROG} COMMAND --help tells the options of a command; {PROG} --version the version."]
     return "\n".join(lines)
 
@@ -278,6 +296,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "eval": evaluate,
     "play": play,
+    "compare": compare,
+    "diagnose": diagnose,
     "report": report,
     "envs": envs,
     "bench": bench,

@@ -14,6 +14,7 @@ import tyro
 
 from archer_fast.config import AttentionImpl, Config, TaskConfig
 from archer_fast.envs import registry
+from archer_fast.presets import with_preset
 from archer_fast.run_folder import is_run, read_config
 
 Args = TypeVar("Args")
@@ -31,6 +32,10 @@ class TrainArgs:
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     config: Path | None = None
     """A saved config.json, or the folder of a run, to start from; every other option given overrides it."""
+    preset: str | None = None
+    """Settings to start from instead of the defaults (over those of --config): archer, archer-exact, paper, ppo,
+    turn-ppo, reinforce, rloo, filtered-bc, bc, chai, offline-iql, offline-sarsa, archer-residual, archer-resample,
+    archer-token-baseline."""
 
 
 @dataclass(slots=True)
@@ -116,6 +121,37 @@ class PlayArgs:
 
 
 @dataclass(slots=True)
+class DiagnoseArgs:
+    """Measure how well a checkpoint's critic ranks the actions within a state, by playing them.
+
+    At states of held-out games fresh actions are sampled, and each is played on to the end of the game several times by
+    the same policy, what is hidden drawn anew each time from what the dialogue leaves possible. Costs about
+    states x actions x continuations rests of games. The task must be able to do that (clone() and resample_hidden()).
+    """
+
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN|CHECKPOINT")]
+    """The folder of a run, whose last checkpoint is taken, or a checkpoint in it."""
+    states: int = 256
+    """States, one of each held-out game, early and late."""
+    actions: int = 8
+    """Actions sampled at each; one that is drawn twice counts once."""
+    continuations: int = 8
+    """Games played on from each action."""
+    seed: int = 0
+    """Of games and sampling; the games are never those of training."""
+    json: Path | None = None
+    """Write every figure, action, value and return to this file."""
+    load: LoadArgs = field(default_factory=LoadArgs)
+
+    def check(self) -> None:
+        _at_least(states=(self.states, 2), actions=(self.actions, 2), continuations=(self.continuations, 2))
+        _at_least(seed=(self.seed, 0))
+        if self.json is not None and (self.json.is_dir() or not self.json.absolute().parent.is_dir()):
+            raise ValueError(f"json: wanted a file in a folder that is there, got {str(self.json)!r}")
+        self.load.check()
+
+
+@dataclass(slots=True)
 class ReportArgs:
     """Build report.html and curves.png of a run, at any time, also while it runs."""
 
@@ -168,7 +204,7 @@ def parse(kind: type[Args], argv: Sequence[str], *, prog: str, default: Args | N
     """The arguments as a `kind`; SystemExit with help, or with what is wrong and the nearest match."""
     more: dict[str, Any] = {} if default is None else {"default": default}
     parsed: Args = tyro.cli(kind, prog=prog, args=list(argv), registry=_registry(), **more)
-    if isinstance(parsed, EvalArgs | PlayArgs | BenchArgs):
+    if isinstance(parsed, EvalArgs | PlayArgs | DiagnoseArgs | BenchArgs):
         parsed.check()  # by us, not as __post_init__ by tyro, which would name the class and not the option
     return parsed
 
@@ -177,6 +213,7 @@ def parse_train(argv: Sequence[str], *, prog: str) -> Config:
     """The config of a run: defaults, under `--config` or what is resumed, under the options given."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--config")
+    early.add_argument("--preset")
     early.add_argument("--out", default=Config().out)
     early.add_argument("--resume", action="store_true")
     try:
@@ -189,6 +226,8 @@ def parse_train(argv: Sequence[str], *, prog: str) -> Config:
             base = read_config(known.config)
         elif known.resume and is_run(known.out):
             base = read_config(known.out)  # to resume is to go on with the same settings
+        if known.preset is not None:
+            base = with_preset(base, known.preset)
     base.resume = False
     given = parse(TrainArgs, argv, prog=prog, default=TrainArgs(base)).settings
     if given.task.options is base.task.options:  # tyro's own object: no option was given

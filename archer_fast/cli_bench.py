@@ -16,11 +16,11 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Column, Table
 
-import archer_fast
+from archer_fast.checkout import ROOT, commit
 from archer_fast.cli_args import BenchArgs
 from archer_fast.compile_report import CHIPS, Row, all_variants, build_report, failures, tool_versions
 
-BENCHMARKS = Path(archer_fast.__file__).resolve().parents[1] / "benchmarks"  # of a checkout; no package has it
+BENCHMARKS = ROOT / "benchmarks"  # of a checkout; no package has it
 _FILES = {
     "kernels": ("bench_ops.py", "bench_scans.py"),
     "buffer": ("bench_replay.py", "bench_bandwidth.py", "bench_targets.py"),
@@ -114,7 +114,7 @@ def _page(rows: Sequence[Row], broken: Sequence[str], versions: str) -> str:
     rules = ["---" if i in _TEXTS else "---:" for i in range(len(_HEADER))]
     facts = {
         "command": "`archer-fast bench kernels --compile-report --markdown`",
-        "commit": _commit(BENCHMARKS.parent),
+        "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "versions": versions,
         "result": summary(rows),
@@ -125,12 +125,3 @@ def _page(rows: Sequence[Row], broken: Sequence[str], versions: str) -> str:
     lines += [f"- **{line}**" for line in broken] + [""] * bool(broken)
     lines += [f"| {' | '.join(cells)} |" for cells in (_HEADER, rules, *map(_cells, rows))]
     return "\n".join(lines)
-
-
-def _commit(root: Path) -> str:
-    """The checkout's, "-dirty" where files differ from it; a dash where there is none."""
-    try:
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "-"

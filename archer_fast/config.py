@@ -14,8 +14,12 @@ from typing import Any, Literal
 
 AttentionImpl = Literal["auto", "flash_attention_2", "varlen", "sdpa", "reference"]
 TrunkMode = Literal["frozen", "shared", "separate"]
-ValueTarget = Literal["behaviour", "resample"]
+Algorithm = Literal["archer", "ppo", "reinforce", "filtered-bc"]
+ValueTarget = Literal["behaviour", "resample", "expectile"]
 ActorData = Literal["replay", "on_policy"]
+ActionSource = Literal["fresh", "logged", "both"]
+Advantage = Literal["centred", "q_minus_v", "residual"]
+PolicyLoss = Literal["reinforce", "ppo_clip", "awr"]
 
 
 def _at_least(config: Any, **bounds: float) -> None:
@@ -149,9 +153,15 @@ class RolloutConfig:
     """Of sampling, and of the log-probs the actor is trained on."""
     max_dropped_share: float = 0.1
     """Stop the run when more than this share of an iteration's games fail in their environment."""
+    iterations: int | None = None
+    """Iterations that play; the later ones learn from the replay alone, as offline algorithms do. None: all."""
+    best_of: int = 1
+    """Actions sampled a state, of which the critic's best is played (CHAI, arXiv 2204.08426); only with `archer`."""
 
     def __post_init__(self) -> None:
-        _at_least(self, games=1, num_slots=1, max_new_tokens=1)
+        _at_least(self, games=1, num_slots=1, max_new_tokens=1, best_of=1)
+        if self.iterations is not None:
+            _at_least(self, iterations=1)
         _within(self, temperature=(1e-3, 100.0), max_dropped_share=(0.0, 1.0))
 
 
@@ -184,7 +194,19 @@ class CriticConfig:
     """`frozen`: features of the start policy, computed once and cached; `shared`: the critic's gradient
     reaches the actor's backbone; `separate`: a trunk of its own, trained with the heads."""
     value_target: ValueTarget = "behaviour"
-    """a' of V's target Qbar(s, a'): the action that was taken, or a fresh sample of the policy a draw."""
+    """a' of V's target Qbar(s, a'): the action that was taken (SARSA), or a fresh sample of the policy a draw (the
+    paper); `expectile`: the action that was taken, and V an upper expectile of Qbar (IQL, arXiv 2110.06169)."""
+    expectile: float = 0.9
+    """Of V's loss where `value_target` is `expectile`; .5 is the mean."""
+    td_lambda: float = 0.0
+    """Q's target mixes r + gamma V(s') with what followed in the game: 0 is TD(0), 1 the Monte-Carlo return. Above 0
+    the targets of all turns are made once an iteration; only with a `frozen` trunk."""
+    reads_logprob: bool = True
+    """Q sees log p(action) under its trunk: the language model's own belief in the action."""
+    reads_repeated: bool = True
+    """Q sees whether the same action was taken before in this game."""
+    reads_turn: bool = True
+    """Q and V see the index of the turn."""
     hidden_size: int = 256
     """Width of the heads' two hidden layers."""
     lr: float = 1e-3
@@ -215,27 +237,21 @@ class CriticConfig:
             warmup_iterations=0,
             max_grad_norm=0,
         )
-        _within(self, gamma=(0.0, 1.0), tau=(0.0, 1.0))
+        _within(self, gamma=(0.0, 1.0), tau=(0.0, 1.0), expectile=(0.01, 0.99), td_lambda=(0.0, 1.0))
+        if self.td_lambda > 0 and self.trunk != "frozen":
+            raise ValueError(f"td_lambda: wanted 0 for a trunk that trains ({self.trunk}), got {self.td_lambda}")
 
 
 @dataclass(slots=True)
-class ActorConfig:
-    """The token-level actor."""
+class UpdateConfig:
+    """How the actor moves, whatever credits it."""
 
-    data: ActorData = "replay"
-    """`replay`: fresh actions at states of replayed games; `on_policy`: at states of this iteration's games."""
-    alternatives: int = 4
-    """K, fresh actions a state; their mean Q is the baseline."""
-    states_per_game: int = 8
-    """States of a game that an actor step visits."""
     batch_games: int = 32
     """Games an actor step."""
     epochs: int = 6
     """Actor steps an iteration."""
     lr: float = 2e-4
     """Learning rate."""
-    normalise_advantages: bool = False
-    """Divide a batch's advantages by their root mean square."""
     kl_coef: float = 0.05
     """Weight of KL(policy || start): without it the actor drifts to texts the critic never saw."""
     max_kl_step: float = 0.5
@@ -246,18 +262,111 @@ class ActorConfig:
     """Gradient clipping."""
 
     def __post_init__(self) -> None:
-        _at_least(
-            self,
-            alternatives=2,
-            states_per_game=1,
-            batch_games=1,
-            epochs=0,
-            lr=0,
-            kl_coef=0,
-            entropy_coef=0,
-            max_kl_step=0,
-            max_grad_norm=0,
-        )
+        _at_least(self, batch_games=1, epochs=0, lr=0, kl_coef=0, entropy_coef=0, max_kl_step=0, max_grad_norm=0)
+
+
+@dataclass(slots=True)
+class ActorConfig(UpdateConfig):
+    """The token-level actor of ArCHer."""
+
+    data: ActorData = "replay"
+    """`replay`: states of replayed games; `on_policy`: states of this iteration's games."""
+    actions: ActionSource = "fresh"
+    """`fresh`: sampled anew at these states; `logged`: the actions that were taken there, all turns of a game; `both`
+    in one step, fresh ones `centred` and logged ones by their `residual`."""
+    advantage: Advantage = "centred"
+    """`centred`: Q minus its mean over the fresh actions of the state; `q_minus_v`: min Q - min V (the paper);
+    `residual`: r + gamma V(s') - V(s) of a logged action."""
+    gae_lambda: float = 0.0
+    """Of `residual`: 0 is that of one turn; above 0 it also counts those of the turns that followed (GAE)."""
+    loss: PolicyLoss = "reinforce"
+    """`reinforce` (the paper); `ppo_clip`: with the ratio to the policy that sampled; `awr`: weights exp(beta A)."""
+    alternatives: int = 4
+    """K, fresh actions a state; their mean Q is the baseline of `centred`."""
+    states_per_game: int = 8
+    """States of a game that an actor step visits with fresh actions."""
+    pessimistic: bool = True
+    """The lesser of two heads, as in the paper; else their mean."""
+    normalise_advantages: bool = False
+    """Divide a batch's advantages by their root mean square."""
+    token_baseline: bool = False
+    """Subtract a value a token, fitted to the advantage, as the paper's token-level baseline does."""
+    clip: float = 0.2
+    """`ppo_clip`: how far the ratio may leave 1."""
+    awr_beta: float = 1.0
+    """`awr`: inverse temperature of the weights."""
+
+    def __post_init__(self) -> None:
+        UpdateConfig.__post_init__(self)
+        _at_least(self, alternatives=1, states_per_game=1, awr_beta=0)
+        _within(self, clip=(0.0, 1.0), gae_lambda=(0.0, 1.0))
+        if self.advantage == "residual" and self.actions == "fresh":
+            raise ValueError("advantage: 'residual' is of logged actions; wanted actions = logged or both, got fresh")
+        if self.advantage == "centred" and self.actions == "logged":
+            raise ValueError("advantage: 'centred' compares fresh actions; wanted actions = fresh or both, got logged")
+        if self.actions == "both" and self.advantage == "q_minus_v":
+            raise ValueError("advantage: wanted centred or residual where actions = both, got q_minus_v")
+        if self.actions != "logged" and self.advantage != "q_minus_v" and self.alternatives < 2:
+            raise ValueError(f"alternatives: wanted at least 2 to compare, got {self.alternatives}")
+
+
+@dataclass(slots=True)
+class PPOConfig(UpdateConfig):
+    """PPO with a value head of its own on the start policy's hidden states (arXiv 1707.06347)."""
+
+    level: Literal["token", "turn"] = "token"
+    """A time step is a token of an action, or a whole turn (token ratios either way)."""
+    gamma: float = 0.95
+    """Discount a turn; nothing is discounted inside one."""
+    gae_lambda: float = 0.95
+    """Of generalised advantage estimation, a time step."""
+    clip: float = 0.2
+    """How far the ratio of a token may leave 1."""
+    value_lr: float = 1e-3
+    """Learning rate of the value head."""
+    value_epochs: int = 10
+    """Passes of the value head over an iteration's games."""
+    value_batch: int = 512
+    """Time steps a step of the value head."""
+
+    def __post_init__(self) -> None:
+        UpdateConfig.__post_init__(self)
+        _at_least(self, value_lr=0, value_epochs=0, value_batch=1)
+        _within(self, gamma=(0.0, 1.0), gae_lambda=(0.0, 1.0), clip=(0.0, 1.0))
+
+
+@dataclass(slots=True)
+class ReinforceConfig(UpdateConfig):
+    """Policy gradients from returns alone."""
+
+    baseline: Literal["none", "batch", "group"] = "batch"
+    """`batch`: the mean return-to-go of the iteration's games at the same turn; `group`: the mean return of the other
+    games with the same hidden state (RLOO, arXiv 2402.14740), for whole games."""
+    group_size: int = 8
+    """Games with the same seed, where `baseline` is `group`."""
+    gamma: float = 0.95
+    """Discount a turn."""
+    normalise_advantages: bool = True
+    """Divide an iteration's advantages by their root mean square."""
+
+    def __post_init__(self) -> None:
+        UpdateConfig.__post_init__(self)
+        _at_least(self, group_size=2)
+        _within(self, gamma=(0.0, 1.0))
+
+
+@dataclass(slots=True)
+class FilteredBCConfig(UpdateConfig):
+    """Behaviour cloning of the best games."""
+
+    share: float = 0.1
+    """Of the replayed games, the best by return, that are cloned; 1 clones all of them."""
+    newest: bool = False
+    """Choose among this iteration's games alone."""
+
+    def __post_init__(self) -> None:
+        UpdateConfig.__post_init__(self)
+        _within(self, share=(0.0, 1.0))
 
 
 @dataclass(slots=True)
@@ -291,6 +400,8 @@ class Config:
     """Iterations between checkpoints (the last one and Ctrl-C write one too)."""
     max_skipped_steps: int = 5
     """Optimizer steps in a row with a non-finite loss or gradient before the run stops."""
+    algorithm: Algorithm = "archer"
+    """Who learns; each has its settings below: `critic` and `actor`, `ppo`, `reinforce`, `filtered_bc`."""
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
@@ -298,12 +409,61 @@ class Config:
     buffer: BufferConfig = field(default_factory=BufferConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     actor: ActorConfig = field(default_factory=ActorConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    reinforce: ReinforceConfig = field(default_factory=ReinforceConfig)
+    filtered_bc: FilteredBCConfig = field(default_factory=FilteredBCConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Loggers beside metrics.jsonl, each an extra of the package."""
 
     def __post_init__(self) -> None:
         _at_least(self, iterations=0, seed=0, checkpoint_every=1, max_skipped_steps=1)
+        if self.rollout.best_of > 1 and self.algorithm != "archer":
+            raise ValueError(f"rollout.best_of: wanted 1 without a turn critic ({self.algorithm})")
+        if self.rollout.iterations is not None and self.algorithm == "archer" and self.actor.data == "on_policy":
+            raise ValueError("rollout.iterations: wanted None where actor.data is 'on_policy'")
+        if self.rollout.iterations is not None and self.algorithm == "filtered-bc" and self.filtered_bc.newest:
+            raise ValueError("rollout.iterations: wanted None where filtered_bc.newest is on")
+        if self.algorithm in ("ppo", "reinforce"):
+            if self.rollout.iterations is not None:
+                raise ValueError(f"rollout.iterations: wanted None, {self.algorithm} learns from new games alone")
+            if self.rollout.games > self.buffer.max_trajectories:
+                raise ValueError(
+                    f"buffer.max_trajectories: wanted at least rollout.games = {self.rollout.games}, "
+                    f"got {self.buffer.max_trajectories}"
+                )
+        if self.group_size > 1 and self.rollout.games % self.group_size:
+            raise ValueError(
+                f"rollout.games: wanted a multiple of reinforce.group_size {self.group_size}, got {self.rollout.games}"
+            )
+
+    @property
+    def update(self) -> UpdateConfig:
+        """How the chosen algorithm's actor moves."""
+        by_algorithm: dict[str, UpdateConfig] = {
+            "archer": self.actor,
+            "ppo": self.ppo,
+            "reinforce": self.reinforce,
+            "filtered-bc": self.filtered_bc,
+        }
+        return by_algorithm[self.algorithm]
+
+    @property
+    def gamma(self) -> float:
+        """The chosen algorithm's discount a turn."""
+        own = {"ppo": self.ppo.gamma, "reinforce": self.reinforce.gamma}
+        return own.get(self.algorithm, self.critic.gamma)
+
+    @property
+    def group_size(self) -> int:
+        """Games that share a seed."""
+        grouped = self.algorithm == "reinforce" and self.reinforce.baseline == "group"
+        return self.reinforce.group_size if grouped else 1
+
+    @property
+    def keeps_features(self) -> bool:
+        """A frozen critic trunk's features are kept beside the games."""
+        return self.algorithm == "archer" and self.critic.trunk == "frozen"
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from archer_fast.backbone import Backbone
-from archer_fast.batch import PackedBatch, TreeBatch
+from archer_fast.batch import PackedBatch, TreeBatch, repeated_actions, repeated_branches
 from archer_fast.config import CriticConfig
 from archer_fast.ops import linear_logprobs, polyak_
 
@@ -29,6 +29,7 @@ class ActionFeatures(NamedTuple):
 
     hidden: Tensor  # [n, H] trunk state at the action's last token
     logprob: Tensor  # [n] log p(action) under the trunk's own policy: the language model's belief in it
+    repeated: Tensor  # [n] float32, 1 where the same tokens were an earlier action of the game, else 0
 
 
 class GameFeatures(NamedTuple):
@@ -37,6 +38,7 @@ class GameFeatures(NamedTuple):
     state: StateFeatures  # [N]
     action: ActionFeatures  # [N]
     final: StateFeatures  # [B], the state after the last action
+    token_logprobs: Tensor  # [A] of the action tokens under the trunk's own policy
 
 
 class PairedMLP(nn.Module):
@@ -61,35 +63,53 @@ class PairedMLP(nn.Module):
         return h.squeeze(-1)
 
 
+class StateValue(nn.Module):
+    """V1, V2 on state features: the hidden state normalised to unit variance, and an embedding of the turn's index."""
+
+    def __init__(
+        self, trunk_size: int, hidden_size: int, generator: torch.Generator | None = None, *, reads_turn: bool = True
+    ) -> None:
+        super().__init__()
+        self.reads_turn = reads_turn
+        self.turn_embedding = nn.Parameter(torch.randn(TURN_BUCKETS, 16, generator=generator) * 0.5)
+        self.size = trunk_size + self.turn_embedding.shape[1]  # of `embed`
+        self.mlp = PairedMLP(self.size, hidden_size, generator)
+
+    def embed(self, state: StateFeatures) -> Tensor:
+        """[n, size]"""
+        turn = self.turn_embedding[state.turn.clamp(max=TURN_BUCKETS - 1)]
+        return torch.cat([_unit(state.hidden), turn if self.reads_turn else torch.zeros_like(turn)], -1)
+
+    def forward(self, state: StateFeatures) -> Tensor:
+        """V1, V2: [2, n]."""
+        out: Tensor = self.mlp(self.embed(state))
+        return out
+
+
 class ValueHeads(nn.Module):
     """Q1, Q2 on (state, action) features and V1, V2 on state features.
 
-    Hidden states enter normalised to unit variance, the turn index as an embedding, the action's
-    reference log-prob as a number.
+    Q reads what V reads, the action's hidden state likewise, and two numbers: the action's reference log-prob, and
+    whether it was taken before in this game, which a frozen trunk hardly tells (NOTES.md, 2026-11-26).
     """
 
-    def __init__(self, trunk_size: int, hidden_size: int, generator: torch.Generator | None = None) -> None:
+    def __init__(self, trunk_size: int, config: CriticConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        turn_size = 16
-        self.turn_embedding = nn.Parameter(torch.randn(TURN_BUCKETS, turn_size, generator=generator) * 0.5)
-        self.q = PairedMLP(2 * trunk_size + turn_size + 1, hidden_size, generator)
-        self.v = PairedMLP(trunk_size + turn_size, hidden_size, generator)
+        self.reads = torch.tensor([config.reads_logprob, config.reads_repeated], dtype=torch.float32)
+        self.v = StateValue(trunk_size, config.hidden_size, generator, reads_turn=config.reads_turn)
+        self.q = PairedMLP(self.v.size + trunk_size + 2, config.hidden_size, generator)
 
     def value(self, state: StateFeatures) -> Tensor:
         """V1, V2: [2, n]."""
-        out: Tensor = self.v(self._embed(state))
+        out: Tensor = self.v(state)
         return out
 
     def q_value(self, state: StateFeatures, action: ActionFeatures) -> Tensor:
         """Q1, Q2: [2, n]."""
-        belief = action.logprob.float().clamp(min=-20)[:, None] / 5
-        x = torch.cat([self._embed(state), _unit(action.hidden), belief], -1)
-        out: Tensor = self.q(x)
+        numbers = torch.stack([action.logprob.float().clamp(min=-20) / 5, action.repeated.float()], -1)
+        numbers = numbers * self.reads.to(numbers.device)
+        out: Tensor = self.q(torch.cat([self.v.embed(state), _unit(action.hidden), numbers], -1))
         return out
-
-    def _embed(self, state: StateFeatures) -> Tensor:
-        turn = self.turn_embedding[state.turn.clamp(max=TURN_BUCKETS - 1)]
-        return torch.cat([_unit(state.hidden), turn], -1)
 
 
 def _unit(hidden: Tensor) -> Tensor:
@@ -110,7 +130,7 @@ class TurnCritic(nn.Module):
         super().__init__()
         self.config = config
         generator = torch.Generator().manual_seed(seed)
-        self.heads = ValueHeads(actor.hidden_size, config.hidden_size, generator).to(actor.device)
+        self.heads = ValueHeads(actor.hidden_size, config, generator).to(actor.device)
         self.target_heads = copy.deepcopy(self.heads).requires_grad_(False)
         self.separate_trunk: Backbone | None = None
         self.target_trunk: Backbone | None = None
@@ -170,9 +190,17 @@ def read_games(trunk: Backbone, batch: PackedBatch, temperature: float) -> GameF
     turns_each = (batch.cu_turns[1:] - batch.cu_turns[:-1]).long()
     return GameFeatures(
         StateFeatures(hidden[batch.state_positions], batch.turn.long()),
-        ActionFeatures(hidden[batch.action_positions], per_turn),
+        ActionFeatures(hidden[batch.action_positions], per_turn, repeated_actions(batch)),
         StateFeatures(hidden[batch.final_positions], turns_each),
+        logprobs,
     )
+
+
+def next_states(state: StateFeatures, final: StateFeatures, batch: PackedBatch) -> StateFeatures:
+    """The state behind each turn of whole games: the next turn's, or the game's final one [N]."""
+    following = state.hidden.roll(-1, 0)  # of a game's last turn: not the next state
+    hidden = torch.where(batch.is_last[:, None], final.hidden[batch.trajectory], following)
+    return StateFeatures(hidden, state.turn + 1)
 
 
 @torch.no_grad()
@@ -186,4 +214,5 @@ def read_tree(
     ).logprobs
     per_branch = logprobs.new_zeros(tree.num_branches).index_add_(0, tree.branch_ids, logprobs)
     state = StateFeatures(hidden[tree.state_positions], batch.turn[tree.turn_ids].long())
-    return state, ActionFeatures(hidden[tree.action_positions], per_branch), logprobs
+    repeated = repeated_branches(batch, tree)
+    return state, ActionFeatures(hidden[tree.action_positions], per_branch, repeated), logprobs

@@ -14,7 +14,7 @@ from archer_fast.backbone import Backbone
 from archer_fast.config import RolloutConfig, TaskConfig
 from archer_fast.envs import registry
 from archer_fast.rollout.embedded import EmbeddedEngine
-from archer_fast.rollout.interact import play_games
+from archer_fast.rollout.interact import Engine, play_games
 from archer_fast.trajectory import Trajectory
 
 ALWAYS = ("guess", "invalid", "repeat")  # shares that stand in every log, be they 0
@@ -61,6 +61,12 @@ def summarise(trajectories: Sequence[Trajectory]) -> Evaluation:
     )
 
 
+def evaluation_seeds(seed: int, games: int) -> range:
+    """The seeds of games that no training sees; no two of `seed` share any."""
+    first = EVALUATION_SEED + seed * 1_000_000
+    return range(first, first + games)
+
+
 def evaluate_policy(
     backbone: Backbone,
     stop_token_id: int,
@@ -70,9 +76,13 @@ def evaluate_policy(
     games: int,
     seed: int,
     greedy: bool = False,
+    player: Callable[[EmbeddedEngine], Engine] = lambda engine: engine,
     on_game: Callable[[Trajectory], None] | None = None,
 ) -> Evaluation:
-    """Play `games` games that depend on `seed` alone; the run's own random numbers are not touched."""
+    """Play `games` games that depend on `seed` alone; the run's own random numbers are not touched.
+
+    player: what plays, made of the policy's engine (CHAI's choice by a critic), the engine itself where nothing is said.
+    """
     engine = EmbeddedEngine(
         backbone,
         stop_token_id,
@@ -83,13 +93,12 @@ def evaluate_policy(
         generator=torch.Generator(backbone.device).manual_seed(seed),
     )
     spec = registry.get(task.name)
-    first = EVALUATION_SEED + seed * 1_000_000  # no two seeds share games
     played = play_games(
-        engine,
+        player(engine),
         lambda: spec.make_env(**task.options),
         encoder(backbone.tokenizer),
         backbone.tokenizer.decode,
-        range(first, first + games),
+        evaluation_seeds(seed, games),
         max_dropped_share=rollout.max_dropped_share,
         on_game=on_game,
     )

@@ -10,6 +10,7 @@ from archer_fast.config import Config, to_dict
 # The weights, the stored games and their features are made of these; another value would be ignored or fit nothing.
 FIXED = (
     "seed",
+    "algorithm",
     "task",
     "model.path",
     "model.tiny",
@@ -22,13 +23,15 @@ FIXED = (
     "critic.trunk",
     "critic.hidden_size",
     "critic.gamma",
+    "ppo.gamma",
+    "reinforce.gamma",
 )
 _OF_ONE_CALL = ("out", "resume")
 
 
 def changed_settings(saved: Config, wanted: Config) -> list[str]:
     """`["actor.lr: 0.0003 -> 0.0001"]`: how `wanted` differs; ValueError where a checkpoint settles it."""
-    old, new = dict(_leaves(to_dict(saved))), dict(_leaves(to_dict(wanted)))
+    old, new = dict(leaves(to_dict(saved))), dict(leaves(to_dict(wanted)))
     changes = []
     for name, value in new.items():
         if name in _OF_ONE_CALL or old[name] == value:
@@ -41,9 +44,10 @@ def changed_settings(saved: Config, wanted: Config) -> list[str]:
     return changes
 
 
-def _leaves(values: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting by its dotted name; the options of a task are one setting."""
     for key, value in values.items():
         if isinstance(value, dict) and where + key != "task.options":
-            yield from _leaves(value, f"{where}{key}.")
+            yield from leaves(value, f"{where}{key}.")
         else:
             yield where + key, value

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from archer_fast import _C
+from archer_fast.algorithms import make_learner
 from archer_fast.algorithms.archer import Archer
 from archer_fast.backbone import Backbone, choose_device, load_backbone
 from archer_fast.buffer import TrajectoryBuffer
@@ -27,6 +28,7 @@ from archer_fast.envs import registry
 from archer_fast.evaluation import Evaluation, encoder, evaluate_policy, render_game
 from archer_fast.loggers import Loggers, check_installed
 from archer_fast.meters import Meters
+from archer_fast.rollout.best_of import BestOfEngine
 from archer_fast.rollout.embedded import EmbeddedEngine
 from archer_fast.rollout.interact import play_games
 from archer_fast.run_folder import RunFolder, read_json, write_json, write_text
@@ -64,7 +66,8 @@ class RunState:
             temperature=config.rollout.temperature,
             generator=self.generator,
         )
-        self.learner = Archer(config, actor, start, self.engine, buffer)
+        self.learner = make_learner(config, actor, start, self.engine, buffer)
+        self.player = self._player(self.engine)
         self.iteration = 0
         self.num_games = 0
         self.best: tuple[int, float, float] | None = None  # iteration, mean return, standard error
@@ -88,8 +91,8 @@ class RunState:
                 config.buffer.max_trajectories,
                 config.seed,
                 vocab_size=start.vocab_size,
-                gamma=config.critic.gamma,
-                feature_bytes=FeatureLayout.of(start).row_bytes if config.critic.trunk == "frozen" else 0,
+                gamma=config.gamma,
+                feature_bytes=FeatureLayout.of(start).row_bytes if config.keeps_features else 0,
                 max_feature_memory=config.buffer.max_feature_memory,
             )
             run = cls(config, folder, watcher, start, start.frozen_copy(), stop_token_id, buffer)
@@ -141,12 +144,14 @@ class RunState:
         """Say what really runs."""
         parameters = sum(p.numel() for p in self.actor.parameters())
         say = self.watcher.message
+        say(f"algorithm {self.config.algorithm}")
         say(f"task {self.config.task.name} {json.dumps(self.config.task.options)}, {parameters:,} parameters")
         say(f"device {self.actor.device}, {torch.get_num_threads()} threads, attention {self.actor.attention_impl}")
-        say(
-            f"critic trunk {self.config.critic.trunk}, V target {self.config.critic.value_target}, "
-            "one packed sequence a game"
-        )
+        if self.config.algorithm == "archer":
+            say(
+                f"critic trunk {self.config.critic.trunk}, V target {self.config.critic.value_target}, "
+                "one packed sequence a game"
+            )
         buffer = self.learner.buffer
         features = f"{buffer.feature_bytes} bytes of features a turn"
         say(f"buffer C++ ring ({_C.__name__}), {len(buffer)} games in it, {features}")
@@ -156,16 +161,18 @@ class RunState:
     def play_games(self, meters: Meters) -> list[Trajectory]:
         """This iteration's games, played by the present actor."""
         r = self.config.rollout
+        if r.iterations is not None and self.iteration >= r.iterations:
+            return []
         self.watcher.phase("rollout", r.games)
-        self.engine.reset()  # keys and values of older weights
+        self.player.reset()  # keys and values of older weights
         first = self.config.seed * 1_000_000_000 + self.num_games
         forwarded = self.engine.num_forward_tokens
         played = play_games(
-            self.engine,
+            self.player,
             lambda: self.spec.make_env(**self.config.task.options),
             encoder(self.actor.tokenizer),
             self.actor.tokenizer.decode,
-            range(first, first + r.games),
+            [first + i // self.config.group_size for i in range(r.games)],
             policy_version=self.learner.actor_step.num_steps,
             max_dropped_share=r.max_dropped_share,
             on_game=lambda game: self.watcher.advance(),
@@ -258,8 +265,16 @@ class RunState:
             games=games,
             seed=2 * self.config.seed + final,
             greedy=greedy,
+            player=self._player,
             on_game=lambda game: self.watcher.advance(),
         )
+
+    def _player(self, engine: EmbeddedEngine) -> EmbeddedEngine | BestOfEngine:
+        """What plays: the engine, or the critic's choice among its actions."""
+        if self.config.rollout.best_of == 1:
+            return engine
+        assert isinstance(self.learner, Archer)  # Config sees to it
+        return BestOfEngine(engine, self.config.rollout.best_of, self.learner.score)
 
     def _keep_if_best(self, evaluation: Evaluation) -> None:
         if self.best is None or evaluation.mean_return > self.best[1]:

@@ -1,4 +1,4 @@
-"""The training loop of ArCHer: rollout, insert, critic epochs, actor epochs."""
+"""The training loop of every algorithm: rollout, insert, critic epochs, actor epochs."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 def train(config: Config, folder: RunFolder, watcher: Watcher) -> dict[str, float]:
-    """Run ArCHer as `config` says and return the summary (before, after, best).
+    """Run the algorithm of `config` and return the summary (before, after, best).
 
     One iteration: play games with the actor, store them, let the critic learn from replayed turns, then let
-    the actor learn from the critic. The actor waits for `critic.warmup_iterations`.
+    the actor learn from the critic, once the critic's warm-up is over. Other algorithms have no critic phase, or
+    use it for their value head.
     Errors: ValueError where `folder` holds a run that `config.resume` does not ask for, or is being written.
     """
     with folder.lock():
@@ -57,12 +58,12 @@ def iterate(run: RunState, watcher: Watcher) -> None:
                     games = run.play_games(meters)
                     learner.insert(games, meters)
                 with clock("critic"):
-                    watcher.phase("critic", config.critic.epochs)
+                    watcher.phase("critic", learner.critic_epochs)
                     learner.update_critic(meters, watcher.advance)
                 with clock("actor"):
-                    if run.iteration >= config.critic.warmup_iterations:
-                        watcher.phase("actor", config.actor.epochs)
-                        learner.update_actor(len(games), meters, watcher.advance)
+                    if run.iteration >= learner.warmup_iterations:
+                        watcher.phase("actor", config.update.epochs)
+                        learner.update_actor(meters, watcher.advance)
             except NonFiniteLoss as error:
                 raise dumped(run, error) from error
             run.iteration += 1
@@ -121,7 +122,8 @@ class Clock:
 def measure(games: list[Trajectory], meters: Meters, clock: Clock) -> dict[str, float]:
     """One iteration's row of metrics: what was played, what was learned, where the time went."""
     played = summarise(games)
-    row = {**played.as_metrics(""), "turns": played.mean_turns, **meters.read()}
+    row = {**played.as_metrics(""), "turns": played.mean_turns} if games else {}  # offline: nothing was played
+    row |= meters.read()
     seconds = clock.read()
     row |= {f"seconds_{phase}": round(value, 4) for phase, value in seconds.items()}
     row["tokens_per_second"] = row.get("processed_tokens", 0.0) / max(sum(seconds.values()), 1e-9)

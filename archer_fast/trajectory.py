@@ -65,7 +65,7 @@ class Trajectory:
     final_observation_ids: Int32  # [f >= 0], what the last action was answered with
     terminated: bool
     truncated: bool
-    info: Mapping[str, Any] = field(default_factory=dict)  # task, seed, won, ...: for people, never trained on
+    info: Mapping[str, Any] = field(default_factory=dict)  # task, seed, won, ...: for people; RLOO groups by seed
 
     def __post_init__(self) -> None:
         if not self.turns:

@@ -16,12 +16,13 @@ from archer_fast.staging import UInt8
 
 class FeatureLayout:
     """A row is the state's hidden [H], then the action's hidden [H], both in the trunk's own dtype, then
-    log p(action) in float32. Behind the rows of a game's turns comes one for the state after the last action.
+    log p(action) and whether the action is a repeated one, in float32. Behind the rows of a game's turns comes one for
+    the state after the last action.
 
-    Of a trunk with H = 2 in bfloat16, whose rows have 12 bytes, a game of one turn is two rows:
+    Of a trunk with H = 2 in bfloat16, whose rows have 16 bytes, a game of one turn is two rows:
 
-        state 1 2 | action 3 4 | logprob -0.5
-        state 5 6 | action 0 0 | logprob 0       (the final state; the rest is not read)
+        state 1 2 | action 3 4 | logprob -0.5 | repeated 0
+        state 5 6 | action 0 0 | logprob 0    | repeated 0       (the final state; the rest is not read)
 
     Every part lies at a multiple of its own size, so what comes back are views of the rows.
     """
@@ -29,9 +30,9 @@ class FeatureLayout:
     def __init__(self, hidden_size: int, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.state_bytes = hidden_size * dtype.itemsize
-        self._logprob_at = -(-2 * self.state_bytes // 4) * 4
+        self._numbers_at = -(-2 * self.state_bytes // 4) * 4
         unit = max(dtype.itemsize, 4)
-        self.row_bytes = -(-(self._logprob_at + 4) // unit) * unit
+        self.row_bytes = -(-(self._numbers_at + 8) // unit) * unit
 
     @classmethod
     def of(cls, trunk: Backbone) -> FeatureLayout:
@@ -44,11 +45,11 @@ class FeatureLayout:
         rows = torch.zeros(
             final.size + features.state.hidden.shape[0], self.row_bytes, dtype=torch.uint8, device=device
         )
-        state, action, logprob = self._parts(rows)
+        state, action, numbers = self._parts(rows)
         assert features.state.hidden.dtype == state.dtype, (features.state.hidden.dtype, state.dtype)
         at_turns = torch.from_numpy(np.delete(np.arange(rows.shape[0]), final)).to(device, non_blocking=True)
         state[at_turns], action[at_turns] = features.state.hidden, features.action.hidden
-        logprob[at_turns] = features.action.logprob.float()
+        numbers[at_turns] = torch.stack([features.action.logprob.float(), features.action.repeated.float()], -1)
         state[torch.from_numpy(final).to(device, non_blocking=True)] = features.final.hidden
         made: UInt8 = rows.cpu().numpy()
         return made
@@ -56,12 +57,13 @@ class FeatureLayout:
     def read(self, rows: FeatureRows, turn: Tensor) -> tuple[StateFeatures, ActionFeatures, StateFeatures]:
         """States, actions and the states behind them, of turns with these indices in their games [n], on `turn`'s
         device. `rows` were read with next_bytes = state_bytes."""
-        state, action, logprob = self._parts(torch.from_numpy(rows.rows).to(turn.device, non_blocking=True))
+        state, action, numbers = self._parts(torch.from_numpy(rows.rows).to(turn.device, non_blocking=True))
         behind = torch.from_numpy(rows.next_rows).to(turn.device, non_blocking=True).view(self.dtype)
-        return StateFeatures(state, turn), ActionFeatures(action, logprob), StateFeatures(behind, turn + 1)
+        logprob, repeated = numbers.unbind(-1)
+        return StateFeatures(state, turn), ActionFeatures(action, logprob, repeated), StateFeatures(behind, turn + 1)
 
     def _parts(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Views: state [n, H], action [n, H], logprob [n]."""
+        """Views: state [n, H], action [n, H], log-prob and repeated [n, 2]."""
         middle, end = self.state_bytes, 2 * self.state_bytes
-        logprob = rows[:, self._logprob_at : self._logprob_at + 4].view(torch.float32).squeeze(1)
-        return rows[:, :middle].view(self.dtype), rows[:, middle:end].view(self.dtype), logprob
+        numbers = rows[:, self._numbers_at : self._numbers_at + 8].view(torch.float32)
+        return rows[:, :middle].view(self.dtype), rows[:, middle:end].view(self.dtype), numbers

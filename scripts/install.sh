@@ -78,7 +78,7 @@ install_run() {
 
 install_dev() {
   say "installing what the checks need"
-  requirements tensorboard test dev | "${pip[@]}" install -r /dev/stdin
+  requirements envs tensorboard test dev | "${pip[@]}" install -r /dev/stdin
 }
 
 install_build() {

@@ -1,4 +1,4 @@
-"""The actor's loss and gradient on a tree against plain passes over every branch alone."""
+"""The actor's loss and gradient, on a tree and on whole games, against plain passes over every action alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from archer_fast.actor import ActorLoss, actor_loss
+from archer_fast.actor import ActorLoss, ScoredActions, accumulated_actor_loss, actor_loss
 from archer_fast.advantages import centre_by_state
 from archer_fast.backbone import Backbone
 from archer_fast.batch import Alternatives, PackedBatch, TreeBatch, plant_tree
@@ -66,6 +66,10 @@ class Case:
         self.advantages = centre_by_state(q, self.tree.turn_ids, self.batch.turn.shape[0])
         self.reference = -4 * torch.rand(self.tree.rows.numel(), generator=generator)
 
+    @property
+    def scored(self) -> ScoredActions:
+        return ScoredActions.of_tree(self.tree, self.batch, self.reference, self.advantages)
+
     def distributions(self, backbone: Backbone, temperature: float) -> list[Tensor]:
         """Log-probs [m, V] at each branch's m tokens, from a plain pass over prefix and branch."""
         found = []
@@ -84,8 +88,7 @@ def backbone(make_lm: MakeLM) -> Backbone:
 
 
 def loss_of(backbone: Backbone, case: Case, **options: Any) -> ActorLoss:
-    wanted: dict[str, Any] = {"temperature": 1.0, "kl_coef": 0.0, "entropy_coef": 0.0, "normalise_advantages": False}
-    return actor_loss(backbone, case.tree, case.advantages, case.reference, **(wanted | options))
+    return actor_loss(backbone, case.scored, **({"temperature": 1.0} | options))
 
 
 def gradients(backbone: Backbone, loss: Tensor) -> dict[str, Tensor]:
@@ -100,8 +103,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "temperature": {"temperature": 0.7},
     "kl": {"kl_coef": 0.3},
     "entropy": {"entropy_coef": 0.2},
-    "normalised": {"normalise_advantages": True},
-    "all": {"temperature": 1.3, "kl_coef": 0.5, "entropy_coef": 0.1, "normalise_advantages": True},
+    "awr": {"kind": "awr", "awr_beta": 0.7},
+    "all": {"temperature": 1.3, "kl_coef": 0.5, "entropy_coef": 0.1},
 }
 
 
@@ -111,9 +114,8 @@ def test_loss_and_gradient_are_those_of_branches_passed_alone(backbone: Backbone
     got = loss_of(backbone, case, **options)
 
     advantages = case.advantages.tolist()
-    if options.get("normalise_advantages"):
-        rms = float(np.sqrt(np.mean(np.square(advantages))))
-        advantages = [a / rms for a in advantages]
+    if options.get("kind") == "awr":
+        advantages = np.exp(0.7 * np.array(advantages)).tolist()
     policy, penalty, entropy = torch.zeros(()), torch.zeros(()), torch.zeros(())
     token = 0
     distributions = case.distributions(backbone, options.get("temperature", 1.0))
@@ -153,7 +155,7 @@ def test_terms_of_weight_zero_are_not_there(backbone: Backbone) -> None:
 def test_no_advantage_no_gradient(backbone: Backbone) -> None:
     case = Case(backbone)
     case.advantages = torch.zeros_like(case.advantages)
-    for found in gradients(backbone, loss_of(backbone, case, normalise_advantages=True).loss).values():
+    for found in gradients(backbone, loss_of(backbone, case).loss).values():
         assert found.abs().max() == 0
 
 
@@ -169,17 +171,8 @@ def test_a_step_raises_what_was_better_than_its_neighbours_and_lowers_the_rest(b
             d.gather(1, a[:, None]).sum().item()
             for d, (_, a) in zip(case.distributions(model, 1.0), case.branches, strict=True)
         ]
-        out = actor_loss(
-            model,
-            case.tree,
-            advantages,
-            case.reference,
-            temperature=1.0,
-            kl_coef=0,
-            entropy_coef=0,
-            normalise_advantages=False,
-        )
-        out.loss.backward()
+        scored = case.scored._replace(advantages=advantages[case.tree.branch_ids])
+        actor_loss(model, scored, temperature=1.0).loss.backward()
         with torch.no_grad():
             for p in model.parameters():
                 if p.grad is not None:
@@ -198,3 +191,93 @@ def test_centred_advantages_sum_to_zero_in_each_state(backbone: Backbone) -> Non
         own = case.advantages[case.tree.turn_ids == turn]
         assert own.numel() == count and own.abs().max() > 0.01
         assert own.sum().item() == pytest.approx(0, abs=1e-6)
+
+
+# -- whole games -----------------------------------------------------------------------------------
+
+
+class Games:
+    """Six actions of three games as they were taken, by a policy that has moved since."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        rng = np.random.default_rng(7)
+        self.batch = random_batch(rng)
+        self.layout = backbone.layout(self.batch.cu_seqlens, self.batch.lengths)
+        at, self.temperature = self.batch.action_rows, 1.3
+        self.logprobs = self.of(backbone).detach()
+        self.batch.rollout_logprobs[at] = self.logprobs + torch.from_numpy(rng.normal(0, 0.3, at.numel())).float()
+        self.turn_of_token = self.batch.turn_ids[at].long()
+        self.reference = self.logprobs - torch.from_numpy(rng.random(at.numel())).float()
+
+    def of(self, backbone: Backbone) -> Tensor:
+        """Log-probs [A] of the action tokens from plain passes, game by game."""
+        found = []
+        for begin, end in zip(self.batch.cu_seqlens[:-1].tolist(), self.batch.cu_seqlens[1:].tolist(), strict=True):
+            ids, n = self.batch.input_ids[begin:end].long(), end - begin
+            layout = backbone.layout(torch.tensor([0, n], dtype=torch.int32), (n,))
+            logits = backbone(ids, torch.arange(n), layout) @ backbone.lm_head_weight.T / self.temperature
+            of_tokens = logits[:-1].log_softmax(-1).gather(1, ids[1:, None]).squeeze(1)
+            found.append(of_tokens[self.batch.action_mask[begin + 1 : end]])
+        return torch.cat(found)
+
+
+def test_a_clipped_step_on_whole_games_is_that_of_plain_passes(backbone: Backbone) -> None:
+    games, clip = Games(backbone), 0.2
+    advantages = torch.randn(6, generator=torch.Generator().manual_seed(1))
+    scored = ScoredActions.of_games(games.batch, games.layout, games.reference, advantages)
+    assert scored.num_actions == 6 < scored.rows.numel()
+    assert scored.turn.tolist() == [[0, 1, 2, 0, 0, 1][t] for t in games.turn_of_token.tolist()]
+    got = actor_loss(backbone, scored, temperature=1.3, kind="ppo_clip", clip=clip, kl_coef=0.4)
+
+    logprobs = games.of(backbone)
+    log_ratio = logprobs - games.batch.rollout_logprobs[games.batch.action_rows]
+    ratio, credit = log_ratio.exp(), advantages[games.turn_of_token]
+    policy = -torch.minimum(ratio * credit, ratio.clamp(1 - clip, 1 + clip) * credit).sum() / 6
+    loss = policy + 0.4 * 0.5 * (logprobs - games.reference).square().sum() / 6
+    outside = ((ratio < 1 - clip) | (ratio > 1 + clip)).float()
+    assert 0 < outside.mean() < 1
+    torch.testing.assert_close(got.loss, loss, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got.policy_loss, policy.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got.clip_fraction, outside.mean())
+    torch.testing.assert_close(got.moved, (ratio - 1 - log_ratio).sum().detach() / 6, rtol=1e-4, atol=1e-5)
+
+    found, wanted = gradients(backbone, got.loss), gradients(backbone, loss)
+    for parameter, gradient in wanted.items():
+        scale = gradient.abs().max().item()
+        assert scale > 0, parameter
+        torch.testing.assert_close(
+            found[parameter], gradient, rtol=1e-4, atol=1e-5 * scale, msg=lambda m, p=parameter: f"{p}: {m}"
+        )
+
+
+def test_advantages_of_turns_are_those_of_their_tokens(backbone: Backbone) -> None:
+    games = Games(backbone)
+    by_turn = torch.arange(6.0)
+    of_turns = ScoredActions.of_games(games.batch, games.layout, None, by_turn)
+    of_tokens = ScoredActions.of_games(games.batch, games.layout, None, by_turn[games.turn_of_token])
+    assert torch.equal(of_turns.advantages, of_tokens.advantages)
+    assert of_turns.advantages.tolist() == [float(t) for t in games.turn_of_token.tolist()]
+    assert of_turns.target_ids.tolist() == games.batch.input_ids[games.batch.action_mask].tolist()
+
+
+def test_passes_are_summed_as_if_they_were_one(backbone: Backbone) -> None:
+    """Loss, gradient and every mean of a tree and of games, passed one after the other."""
+    case, games = Case(backbone), Games(backbone)
+    case.tree.rollout_logprobs = case.reference + 0.1
+    ours = [
+        case.scored,
+        ScoredActions.of_games(games.batch, games.layout, games.reference, torch.arange(6.0) - 2),
+    ]
+    options: dict[str, Any] = {"temperature": 1.3, "kl_coef": 0.3, "entropy_coef": 0.1}
+    got = accumulated_actor_loss(backbone, ours, **options)
+    alone = [actor_loss(backbone, scored, **options) for scored in ours]
+    actions, tokens = [9, 6], [scored.rows.numel() for scored in ours]
+    for name, weights in {
+        "loss": actions, "policy_loss": actions, "moved": actions, "entropy": tokens, "clip_fraction": tokens,
+    }.items():  # fmt: skip
+        wanted = sum(w * getattr(part, name) for w, part in zip(weights, alone, strict=True)) / sum(weights)
+        torch.testing.assert_close(getattr(got, name), wanted, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    wanted_gradients = gradients(backbone, (9 * alone[0].loss + 6 * alone[1].loss) / 15)
+    for parameter, gradient in gradients(backbone, got.loss).items():
+        scale = wanted_gradients[parameter].abs().max().item()
+        torch.testing.assert_close(gradient, wanted_gradients[parameter], rtol=1e-4, atol=1e-5 * scale)

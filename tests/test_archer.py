@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from tiny_learners import (
+    MakeLM,
+    make_learner,
+    plain,
+    prefix,
+    random_games,
+    said_before,
+    turns_of,
+    twin_of,
+)
 from torch import Tensor
 
 from archer_fast.algorithms.archer import Archer
@@ -24,31 +34,10 @@ from archer_fast.optim import NonFiniteLoss
 from archer_fast.rollout.embedded import EmbeddedEngine
 from archer_fast.rollout.interact import play_games
 from archer_fast.trajectory import Trajectory, Turn
-from archer_fast.turn_features import FeatureLayout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-STOP, VOCAB = 0, 11
 TRUNKS = ["frozen", "shared", "separate"]
 TARGETS = ["behaviour", "resample"]
-MakeLM = Callable[..., Any]
-
-
-def random_games(num_games: int = 9, seed: int = 0) -> list[Trajectory]:
-    """Games of 1 to 4 turns with rewards of their own; every third is truncated."""
-    rng = np.random.default_rng(seed)
-
-    def ids(low: int, high: int) -> np.ndarray:
-        return rng.integers(1, VOCAB, rng.integers(low, high))
-
-    games = []
-    for game in range(num_games):
-        turns = []
-        for _ in range(1 + game % 4):
-            action = np.append(ids(0, 3), STOP)
-            turns.append(Turn(ids(1, 6), action, -rng.random(action.size), float(rng.normal()), 0))
-        truncated = game % 3 == 1
-        games.append(Trajectory(tuple(turns), ids(0, 3), not truncated, truncated))
-    return games
 
 
 def make_config(
@@ -73,51 +62,6 @@ def make_config(
     )
 
 
-def make_learner(make_lm: MakeLM, config: Config, seed: int = 0, flatten: float = 1.0) -> Archer:
-    """`flatten` below 1 brings the policy nearer to uniform."""
-    reference = Backbone(make_lm(seed=2, vocab_size=VOCAB), None).requires_grad_(False)
-    reference.lm_head_weight.mul_(flatten)
-    actor = reference.frozen_copy().requires_grad_(True)
-    with torch.no_grad():  # the actor has left the start policy: whoever reads the wrong one is seen
-        for p in actor.parameters():
-            p.mul_(1.05)
-    engine = EmbeddedEngine(actor, STOP, num_slots=8, max_new_tokens=4, generator=torch.Generator().manual_seed(seed))
-    row_bytes = FeatureLayout.of(reference).row_bytes if config.critic.trunk == "frozen" else 0
-    buffer = TrajectoryBuffer(
-        config.buffer.max_tokens, config.buffer.max_trajectories, seed, feature_bytes=row_bytes, max_feature_memory=0
-    )
-    return Archer(config, actor, reference, engine, buffer)
-
-
-def plain(backbone: Backbone, ids: np.ndarray, num_scored: int = 0) -> tuple[Tensor, Tensor]:
-    """Last hidden state [H] of one sequence alone, and the summed log-prob of its last `num_scored` tokens."""
-    tokens = torch.from_numpy(np.asarray(ids, np.int64))
-    n = tokens.numel()
-    layout = backbone.layout(torch.tensor([0, n], dtype=torch.int32), (n,))
-    with torch.no_grad():
-        hidden = backbone(tokens, torch.arange(n), layout)
-        logprobs = (hidden @ backbone.lm_head_weight.T).log_softmax(-1)
-    scored = logprobs[:-1].gather(1, tokens[1:, None]).squeeze(1)[n - 1 - num_scored :]
-    return hidden[-1], scored.sum()
-
-
-def prefix(game: Trajectory, turn: int) -> np.ndarray:
-    """Tokens up to and including the observation that turn `turn` answers."""
-    parts = [x for t in game.turns[:turn] for x in (t.observation_ids, t.action_ids)]
-    return np.concatenate([*parts, game.turns[turn].observation_ids])
-
-
-def twin_of(buffer: TrajectoryBuffer, folder: Path) -> TrajectoryBuffer:
-    """A buffer that will draw the same samples."""
-    buffer.save(folder / "twin")
-    return TrajectoryBuffer.load(folder / "twin")
-
-
-def turns_of(games: list[Trajectory]) -> list[tuple[Trajectory, int]]:
-    """By the buffer's turn id."""
-    return [(game, i) for game in games for i in range(game.num_turns)]
-
-
 # -- the critic's loss -----------------------------------------------------------------------------
 
 
@@ -134,7 +78,7 @@ def loss_by_hand(learner: Archer, turns: list[tuple[Trajectory, int]]) -> dict[s
     def action_of(trunk: Backbone, game: Trajectory, turn: int) -> ActionFeatures:
         action = game.turns[turn].action_ids
         hidden, logprob = plain(trunk, np.concatenate([prefix(game, turn), action]), action.size)
-        return ActionFeatures(hidden[None], logprob[None])
+        return ActionFeatures(hidden[None], logprob[None], torch.tensor([said_before(game, turn, action)]))
 
     with torch.no_grad():
         for game, i in turns:
@@ -287,6 +231,7 @@ def test_fresh_actions_answer_the_states_that_were_drawn(make_lm: MakeLM, trunk:
                 if torch.allclose(features.hidden[row], hidden, atol=1e-4) and torch.allclose(
                     features.logprob[row], logprob, atol=1e-4
                 ):
+                    assert features.repeated[row] == said_before(*turns[turn_id], candidate)
                     left.remove((before, candidate))
                     break
             else:
@@ -323,13 +268,13 @@ def test_the_resampled_target_is_q_of_the_fresh_action(make_lm: MakeLM, trunk: s
             p.copy_(weights[name])
         # Samples at one state are exchangeable in the mean over draws only through their own V(s): pair by state.
         total = 0.0
-        by_state = {tuple(prefix(*turns[t]).tolist()): turns[t][1] for t in chosen}
+        by_state = {tuple(prefix(*turns[t]).tolist()): turns[t] for t in chosen}
         for state_ids, action in recorder.found:
-            state = StateFeatures(
-                plain(critic.trunk, np.array(state_ids))[0][None], torch.tensor([by_state[state_ids]])
-            )
+            game, turn = by_state[state_ids]
+            state = StateFeatures(plain(critic.trunk, np.array(state_ids))[0][None], torch.tensor([turn]))
             hidden, logprob = plain(critic.trunk, np.array(state_ids + action), len(action))
-            q = critic.target_heads.q_value(state, ActionFeatures(hidden[None], logprob[None]))
+            repeated = torch.tensor([said_before(game, turn, action)])
+            q = critic.target_heads.q_value(state, ActionFeatures(hidden[None], logprob[None], repeated))
             total += float((critic.heads.value(state) - q).square().sum())
     assert len(recorder.found) == len(chosen)
     assert meters.read()["v_loss"] == pytest.approx(total / len(chosen) / 2, rel=1e-4)
@@ -362,7 +307,7 @@ def test_every_mode_learns_and_moves_what_it_should(make_lm: MakeLM, trunk: str,
     assert differ(actor, weights_of(learner.actor)) == (trunk == "shared")
     assert differ(separate, weights_of(learner.critic.separate_trunk)) == (trunk == "separate")
     heads, actor = weights_of(learner.critic.heads), weights_of(learner.actor)
-    learner.update_actor(3, meters, lambda: steps.append("actor"))
+    learner.update_actor(meters, lambda: steps.append("actor"))
     assert differ(actor, weights_of(learner.actor))
     assert not differ(heads, weights_of(learner.critic.heads)), "the actor's phase leaves the critic alone"
     assert not differ(reference, weights_of(learner.reference))
@@ -381,7 +326,7 @@ def test_the_actor_visits_states_of_the_games_it_should(make_lm: MakeLM, data: s
     learner.insert(old, Meters())
     learner.insert(new, Meters())
     recorder = Recorder(learner.engine)
-    learner.update_actor(len(new), Meters())
+    learner.update_actor(Meters())
     states = {tuple(prefix(game, i).tolist()): (kind, game, i) for kind, games in (("old", old), ("new", new))
               for game in games for i in range(game.num_turns)}  # fmt: skip
     visited = [states[state] for state, _ in recorder.found]
@@ -419,7 +364,7 @@ def test_the_penalty_is_against_the_start_policy_whatever_the_trunk(make_lm: Mak
         return total / 9
 
     before = distance()
-    learner.update_actor(9, Meters())
+    learner.update_actor(Meters())
     assert distance() < 0.7 * before
 
 
@@ -429,7 +374,7 @@ def test_actor_steps_end_once_the_policy_has_moved(make_lm: MakeLM, max_kl_step:
     config.actor.epochs, config.actor.max_kl_step = 5, max_kl_step
     learner, meters = make_learner(make_lm, config), Meters()
     learner.insert(random_games(), meters)
-    learner.update_actor(9, meters)
+    learner.update_actor(meters)
     assert meters.read()["actor_steps"] == learner.actor_step.num_steps == num_steps
 
 
@@ -473,7 +418,7 @@ def iteration_in_passes(
     fresh = learner._fresh_actions([np.arange(12)], meters)[0]
     learner.update_critic(meters)
     sizes.actor.clear()  # a shared trunk reads whole games with a gradient
-    learner.update_actor(5, meters)
+    learner.update_actor(meters)
     found = {f"actor.{n}": p.grad for n, p in learner.actor.named_parameters() if p.grad is not None}
     found |= {f"heads.{n}": p.grad for n, p in learner.critic.heads.named_parameters() if p.grad is not None}
     found |= {f"fresh.{n}": x for n, x in fresh._asdict().items()}
@@ -553,7 +498,7 @@ def play_bandit(make_lm: MakeLM, trunk: str, value_target: str, seed: int) -> tu
         learner.insert(games.trajectories, Meters())
         learner.update_critic(Meters())
         if iteration >= 2:
-            learner.update_actor(16, Meters())
+            learner.update_actor(Meters())
     return before, chance_of_c(learner)
 
 
@@ -577,7 +522,7 @@ def test_saved_state_continues_bit_by_bit(make_lm: MakeLM, trunk: str, value_tar
         meters = Meters()
         learner.insert(random_games(5, seed), meters)
         learner.update_critic(meters)
-        learner.update_actor(5, meters)
+        learner.update_actor(meters)
         return meters.read()
 
     train(first, 0)
@@ -692,7 +637,7 @@ def test_nan_in_the_critic_stops_the_critic(make_lm: MakeLM) -> None:
     learner = make_learner(make_lm, make_config())
     learner.insert(random_games(), Meters())
     with torch.no_grad():
-        learner.critic.heads.v.weights[0][1, 0, 0] = torch.nan
+        learner.critic.heads.v.mlp.weights[0][1, 0, 0] = torch.nan
     with pytest.raises(NonFiniteLoss, match="critic: "):
         learner.update_critic(Meters())
 
@@ -705,7 +650,7 @@ def test_nan_in_the_actor_stops_the_actor(make_lm: MakeLM) -> None:
         learner.actor.lm_head_weight[3, 0] = torch.nan
     meters = Meters()
     with pytest.raises(NonFiniteLoss, match="actor: 2 optimizer steps in a row") as caught:
-        learner.update_actor(9, meters)
+        learner.update_actor(meters)
     assert len(set(caught.value.trajectory_ids.tolist())) == 4
     assert meters.read()["skipped_steps"] == 2
 
@@ -717,5 +662,5 @@ def test_nan_in_the_critic_does_not_reach_the_actor(make_lm: MakeLM) -> None:
         learner.critic.heads.q.weights[0][0, 0, 0] = torch.nan
     before = weights_of(learner.actor)
     with pytest.raises(NonFiniteLoss, match="actor: "):
-        learner.update_actor(9, Meters())
+        learner.update_actor(Meters())
     assert not differ(before, weights_of(learner.actor))

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
+from archer_fast.attention import PackedLayout
 from archer_fast.backbone import Backbone
-from archer_fast.batch import Alternatives, PackedBatch, plant_tree
+from archer_fast.batch import Alternatives, PackedBatch, plant_tree, repeated_actions, repeated_branches
 from archer_fast.ops import linear_logprobs
 from archer_fast.packing import pack_trajectories
 from archer_fast.trajectory import Trajectory, Turn
@@ -175,3 +178,34 @@ def test_a_tree_without_branches(make_lm: Callable[..., Any]) -> None:
         backbone(tree.input_ids, tree.position_ids, tree.layout),
         backbone(batch.input_ids, batch.position_ids, layout),
     )
+
+
+# -- actions that were taken before ----------------------------------------------------------------
+
+ACTION = st.lists(st.integers(0, 2), min_size=1, max_size=3)
+
+
+@given(st.lists(st.lists(ACTION, min_size=1, max_size=5), min_size=1, max_size=4), st.data())
+def test_what_was_said_before_is_found_token_by_token(games: list[list[list[int]]], data: st.DataObject) -> None:
+    """Among few short actions of three tokens many are equal, prefixes or anagrams; other games do not count."""
+    batch = PackedBatch.from_arrays(
+        pack_trajectories([Trajectory(tuple(turn([5], a) for a in g), np.array([6]), True, False) for g in games])
+    )
+    wanted = [float(action in game[:i]) for game in games for i, action in enumerate(game)]
+    assert repeated_actions(batch).tolist() == wanted
+
+    branches = [data.draw(st.lists(st.tuples(st.integers(0, len(g) - 1), ACTION), max_size=3)) for g in games]
+    first = np.cumsum([0, *map(len, games)])
+    alternatives = Alternatives(
+        torch.zeros(len(games), 3, 3, dtype=torch.int32),
+        torch.zeros(len(games), 3, 3),
+        torch.zeros(len(games), 3, dtype=torch.int64),
+        torch.full((len(games), 3), -1),
+    )
+    for game, own in enumerate(branches):
+        for row, (at, action) in enumerate(own):
+            alternatives.action_ids[game, row, : len(action)] = torch.tensor(action)
+            alternatives.lengths[game, row], alternatives.turn_ids[game, row] = len(action), int(first[game]) + at
+    tree = plant_tree(batch, alternatives, PackedLayout(batch.cu_seqlens, batch.lengths, "sdpa"))
+    wanted = [float(action in games[g][:at]) for g, own in enumerate(branches) for at, action in own]
+    assert repeated_branches(batch, tree).tolist() == wanted

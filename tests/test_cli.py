@@ -215,7 +215,8 @@ def test_a_broken_checkpoint_is_named(copy: Path) -> None:
     [
         (
             ["trian"],
-            "unknown command 'trian'; did you mean 'train'? (commands: train, eval, play, report, envs, bench)",
+            "unknown command 'trian'; did you mean 'train'? "
+            "(commands: train, eval, play, compare, diagnose, report, envs, bench)",
         ),
         (
             ["train", "--task.name", "twenty-question"],

@@ -22,6 +22,8 @@ from archer_fast.cli_args import (
     parse_train,
 )
 from archer_fast.config import ActorConfig, Config, TaskConfig
+from archer_fast.presets import PRESETS, with_preset
+from archer_fast.resume import changed_settings
 from archer_fast.run_folder import RunFolder
 
 
@@ -109,6 +111,46 @@ def test_resume_goes_on_with_the_settings_of_the_folder(tmp_path: Path) -> None:
     resumed = train("--resume", "--out", str(tmp_path), "--iterations", "9")
     assert resumed == dataclasses.replace(saved, resume=True, iterations=9)
     assert train("--out", str(tmp_path)).seed == 0, "a run that is not resumed starts from the defaults"
+
+
+def test_a_preset_lies_under_the_options_and_over_the_config(tmp_path: Path) -> None:
+    assert train("--preset", "turn-ppo") == train("--preset=turn-ppo") == with_preset(Config(), "turn-ppo")
+    changed = train("--ppo.epochs", "3", "--preset", "turn-ppo", "--iterations", "7", "--task.options", "max_turns=5")
+    assert (changed.algorithm, changed.ppo.level, changed.ppo.epochs, changed.iterations) == ("ppo", "turn", 3, 7)
+    assert changed.task.options == {"objects": 10, "max_turns": 5}
+    saved = Config(seed=3, out=str(tmp_path), task=TaskConfig("guess-number", {"high": 8}))
+    saved.ppo.epochs, saved.ppo.lr = 5, 1.0
+    RunFolder(tmp_path).save_config(saved)
+    over = train("--config", str(tmp_path), "--preset", "ppo")
+    assert over == with_preset(saved, "ppo")
+    assert (over.ppo.epochs, over.ppo.lr, over.seed, over.task.options) == (16, 1.0, 3, {"high": 8})
+
+
+def test_a_run_that_is_resumed_keeps_its_preset(tmp_path: Path) -> None:
+    saved = train("--preset", "rloo", "--out", str(tmp_path), "--seed", "3")
+    RunFolder(tmp_path).save_config(saved)
+    wanted = dataclasses.replace(saved, resume=True)
+    assert train("--resume", "--out", str(tmp_path)) == wanted
+    assert train("--resume", "--out", str(tmp_path), "--preset", "rloo") == wanted
+    other = train("--resume", "--out", str(tmp_path), "--preset", "ppo")
+    with pytest.raises(ValueError, match="algorithm: a run that is resumed keeps 'reinforce', got 'ppo'"):
+        changed_settings(saved, other)
+
+
+def test_an_unknown_preset_and_one_that_an_option_contradicts(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=r"preset: wanted one of archer, .* got 'turn-pp0'; did you mean 'turn-ppo'\?"):
+        train("--preset", "turn-pp0")
+    with pytest.raises(SystemExit):
+        train("--preset", "archer-residual", "--actor.actions", "fresh")
+    assert "'residual' is of logged actions" in " ".join(re.sub(r"[─│╭╮╰╯]", " ", capsys.readouterr().err).split())
+
+
+def test_the_help_names_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train("--help")
+    said = re.sub(r"[─│╭╮╰╯\s]", "", capsys.readouterr().out)
+    listed = re.search(r"overthoseof--config\):([\w,-]+)\.", said)
+    assert listed is not None and sorted(listed[1].split(",")) == sorted(PRESETS)
 
 
 @pytest.mark.parametrize(

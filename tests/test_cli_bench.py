@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from archer_fast import cli, cli_bench
+from archer_fast import checkout, cli, cli_bench
 from archer_fast.cli_args import BENCHMARKS
 from archer_fast.compile_report import Row
 
@@ -108,7 +108,7 @@ def test_the_page_as_markdown(rows: list[Row]) -> None:
 
 
 def test_outside_a_checkout_there_is_no_commit(tmp_path: Path) -> None:
-    assert cli_bench._commit(tmp_path) == "-"
+    assert checkout.commit(tmp_path) == "-"
 
 
 @pytest.mark.parametrize("options", [(), ("--markdown",)])

@@ -16,7 +16,10 @@ from archer_fast.config import (
     Config,
     CriticConfig,
     EvalConfig,
+    FilteredBCConfig,
     ModelConfig,
+    PPOConfig,
+    ReinforceConfig,
     RolloutConfig,
     TaskConfig,
     TinyModel,
@@ -105,7 +108,19 @@ def test_a_wrong_value_is_named_with_its_place(values: Any, message: str) -> Non
         (lambda: CriticConfig(gamma=1.01), "gamma: wanted a number from 0 to 1, got 1.01"),
         (lambda: CriticConfig(lr=float("inf")), "lr: wanted at least 0, got inf"),
         (lambda: CriticConfig(lr=float("nan")), "lr: wanted at least 0, got nan"),
-        (lambda: ActorConfig(alternatives=1), "alternatives: wanted at least 2, got 1"),
+        (lambda: ActorConfig(alternatives=0, advantage="q_minus_v"), "alternatives: wanted at least 1, got 0"),
+        (lambda: ActorConfig(clip=1.5), "clip: wanted a number from 0 to 1, got 1.5"),
+        (lambda: ActorConfig(batch_games=0), "batch_games: wanted at least 1, got 0"),
+        (lambda: RolloutConfig(best_of=0), "best_of: wanted at least 1, got 0"),
+        (lambda: RolloutConfig(iterations=0), "iterations: wanted at least 1, got 0"),
+        (lambda: CriticConfig(expectile=1.0), "expectile: wanted a number from 0.01 to 0.99, got 1.0"),
+        (lambda: CriticConfig(td_lambda=1.1), "td_lambda: wanted a number from 0 to 1, got 1.1"),
+        (lambda: PPOConfig(lr=-1.0), "lr: wanted at least 0, got -1.0"),
+        (lambda: PPOConfig(value_batch=0), "value_batch: wanted at least 1, got 0"),
+        (lambda: PPOConfig(gae_lambda=-0.1), "gae_lambda: wanted a number from 0 to 1, got -0.1"),
+        (lambda: ReinforceConfig(group_size=1), "group_size: wanted at least 2, got 1"),
+        (lambda: ReinforceConfig(gamma=2.0), "gamma: wanted a number from 0 to 1, got 2.0"),
+        (lambda: FilteredBCConfig(share=1.1), "share: wanted a number from 0 to 1, got 1.1"),
         (lambda: EvalConfig(final_games=0), "final_games: wanted at least 1, got 0"),
         (lambda: TinyModel(num_layers=0), "num_layers: wanted at least 1, got 0"),
         (lambda: TinyModel(vocab_size=256), "vocab_size: wanted at least 257, got 256"),
@@ -117,6 +132,95 @@ def test_bounds(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError) as caught:
         make()
     assert str(caught.value) == message
+
+
+GROUPS = ReinforceConfig(baseline="group", group_size=3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: CriticConfig(td_lambda=0.5, trunk="shared"),
+            "td_lambda: wanted 0 for a trunk that trains (shared), got 0.5",
+        ),
+        (
+            lambda: ActorConfig(advantage="residual"),
+            "advantage: 'residual' is of logged actions; wanted actions = logged, got fresh",
+        ),
+        (
+            lambda: ActorConfig(alternatives=1),
+            "advantage: 'centred' compares fresh actions; wanted actions = fresh and at least 2 alternatives, "
+            "got fresh and 1",
+        ),
+        (
+            lambda: ActorConfig(actions="logged"),
+            "advantage: 'centred' compares fresh actions; wanted actions = fresh and at least 2 alternatives, "
+            "got logged and 4",
+        ),
+        (
+            lambda: Config(algorithm="ppo", rollout=RolloutConfig(best_of=2)),
+            "rollout.best_of: wanted 1 without a turn critic (ppo)",
+        ),
+        (
+            lambda: Config(actor=ActorConfig(data="on_policy"), rollout=RolloutConfig(iterations=3)),
+            "rollout.iterations: wanted None where actor.data is 'on_policy'",
+        ),
+        (
+            lambda: Config(
+                algorithm="filtered-bc",
+                filtered_bc=FilteredBCConfig(newest=True),
+                rollout=RolloutConfig(iterations=3),
+            ),
+            "rollout.iterations: wanted None where filtered_bc.newest is on",
+        ),
+        (
+            lambda: Config(algorithm="ppo", rollout=RolloutConfig(iterations=3)),
+            "rollout.iterations: wanted None, ppo learns from new games alone",
+        ),
+        (
+            lambda: Config(algorithm="reinforce", rollout=RolloutConfig(iterations=3)),
+            "rollout.iterations: wanted None, reinforce learns from new games alone",
+        ),
+        (
+            lambda: Config(algorithm="ppo", buffer=BufferConfig(max_trajectories=127)),
+            "buffer.max_trajectories: wanted at least rollout.games = 128, got 127",
+        ),
+        (
+            lambda: Config(algorithm="reinforce", reinforce=GROUPS),
+            "rollout.games: wanted a multiple of reinforce.group_size 3, got 128",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        make()
+    assert str(caught.value) == message
+
+
+def test_what_another_algorithm_would_mind_is_allowed() -> None:
+    Config(reinforce=GROUPS, buffer=BufferConfig(max_trajectories=1), rollout=RolloutConfig(best_of=2, iterations=3))
+    Config(algorithm="ppo", actor=ActorConfig(data="on_policy"), reinforce=GROUPS)
+    Config(algorithm="filtered-bc", rollout=RolloutConfig(iterations=3), buffer=BufferConfig(max_trajectories=1))
+    Config(algorithm="reinforce", reinforce=GROUPS, rollout=RolloutConfig(games=129))
+    ActorConfig(advantage="q_minus_v", alternatives=1)
+    ActorConfig(advantage="q_minus_v", actions="logged")
+
+
+def test_the_chosen_algorithm_decides_what_counts() -> None:
+    config = Config(ppo=PPOConfig(gamma=0.5, lr=1.0), reinforce=ReinforceConfig(gamma=0.25, lr=2.0, group_size=4))
+    config.critic.gamma, config.reinforce.baseline = 0.75, "group"
+    seen = {}
+    for config.algorithm in ("archer", "ppo", "reinforce", "filtered-bc"):
+        seen[config.algorithm] = (config.update, config.gamma, config.group_size, config.keeps_features)
+    assert seen == {
+        "archer": (config.actor, 0.75, 1, True),
+        "ppo": (config.ppo, 0.5, 1, False),
+        "reinforce": (config.reinforce, 0.25, 4, False),
+        "filtered-bc": (config.filtered_bc, 0.75, 1, False),
+    }
+    config.algorithm, config.critic.trunk = "archer", "separate"
+    assert not config.keeps_features
 
 
 def test_the_bounds_themselves_are_allowed() -> None:

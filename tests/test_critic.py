@@ -22,6 +22,7 @@ from archer_fast.critic import (
     StateFeatures,
     TurnCritic,
     ValueHeads,
+    next_states,
     read_games,
     read_tree,
 )
@@ -108,11 +109,12 @@ def test_paired_heads_are_two_separate_networks() -> None:
 def features(n: int, seed: int = 0) -> tuple[StateFeatures, ActionFeatures]:
     generator = torch.Generator().manual_seed(seed)
     state = StateFeatures(torch.randn(n, HIDDEN, generator=generator), torch.arange(n))
-    return state, ActionFeatures(torch.randn(n, HIDDEN, generator=generator), -3 * torch.rand(n, generator=generator))
+    hidden, logprob = torch.randn(n, HIDDEN, generator=generator), -3 * torch.rand(n, generator=generator)
+    return state, ActionFeatures(hidden, logprob, torch.zeros(n))
 
 
-def make_heads() -> ValueHeads:
-    return ValueHeads(HIDDEN, 16, torch.Generator().manual_seed(0))
+def make_heads(**config: Any) -> ValueHeads:
+    return ValueHeads(HIDDEN, CriticConfig(hidden_size=16, **config), torch.Generator().manual_seed(0))
 
 
 def test_the_turn_index_alone_changes_every_head() -> None:
@@ -140,6 +142,7 @@ def test_q_reads_state_action_and_belief_and_v_the_state() -> None:
         heads.q_value(state._replace(hidden=other_state.hidden), action),
         heads.q_value(state, action._replace(hidden=other_action.hidden)),
         heads.q_value(state, action._replace(logprob=other_action.logprob)),
+        heads.q_value(state, action._replace(repeated=torch.ones(4))),
     ]
     for changed in changed_q:
         assert (changed != base_q).all()
@@ -158,6 +161,20 @@ def test_an_action_the_model_holds_impossible_is_as_one_it_hardly_believes() -> 
     heads, (state, action) = make_heads(), features(1)
     q = [heads.q_value(state, action._replace(logprob=torch.tensor([x]))) for x in (-20.0, -1e4, -torch.inf)]
     assert torch.isfinite(q[0]).all() and torch.equal(q[0], q[1]) and torch.equal(q[0], q[2])
+
+
+def test_heads_read_nothing_that_the_settings_keep_from_them() -> None:
+    (state, action), later = features(4), torch.arange(4) + 9
+    blind = make_heads(reads_turn=False)
+    assert torch.equal(blind.value(state), blind.value(state._replace(turn=later)))
+    assert torch.equal(blind.q_value(state, action), blind.q_value(state._replace(turn=later), action))
+    deaf = make_heads(reads_logprob=False)
+    assert torch.equal(deaf.q_value(state, action), deaf.q_value(state, action._replace(logprob=action.logprob - 1)))
+    assert (deaf.value(state) != deaf.value(state._replace(turn=later))).all()
+    forgetful = make_heads(reads_repeated=False)
+    q = forgetful.q_value(state, action)
+    assert torch.equal(q, forgetful.q_value(state, action._replace(repeated=torch.ones(4))))
+    assert (q != forgetful.q_value(state, action._replace(logprob=action.logprob - 1))).all()
 
 
 # -- trunks and targets ----------------------------------------------------------------------------
@@ -277,7 +294,7 @@ def test_the_seed_decides_the_heads(make_lm: MakeLM) -> None:
 def test_games_are_read_as_one_by_one(make_lm: MakeLM, temperature: float) -> None:
     backbone, games = Backbone(make_lm(), None), random_games()
     got = read_games(backbone, batch_of(games), temperature)
-    states, actions, beliefs, turns = [], [], [], []
+    states, actions, beliefs, turns, tokens = [], [], [], [], []
     for game in games:
         for i, turn in enumerate(game.turns):
             before = prefix(game, i)
@@ -285,6 +302,7 @@ def test_games_are_read_as_one_by_one(make_lm: MakeLM, temperature: float) -> No
             hidden, logprobs = plain(backbone, np.concatenate([before, turn.action_ids]), temperature)
             actions.append(hidden)
             beliefs.append(logprobs[-turn.action_ids.size :].sum())
+            tokens += logprobs[-turn.action_ids.size :]
             turns.append(i)
     assert_near(got.state.hidden, states)
     assert_near(got.action.hidden, actions)
@@ -292,6 +310,7 @@ def test_games_are_read_as_one_by_one(make_lm: MakeLM, temperature: float) -> No
     assert got.state.turn.tolist() == turns
     assert_near(got.final.hidden, [plain(backbone, game.input_ids)[0] for game in games])
     assert got.final.turn.tolist() == [3, 1, 4, 2]
+    assert_near(got.token_logprobs, tokens)
     assert got.state.hidden.requires_grad and not got.action.logprob.requires_grad
 
 
@@ -343,3 +362,17 @@ def test_v_after_an_action_is_v_of_the_next_state_or_the_final_observation(make_
     assert_near(whole.state.hidden[1:2], [cut.final.hidden[0].detach()])
     assert whole.state.turn[1] == cut.final.turn[0]
     assert F.mse_loss(whole.state.hidden[1], whole.state.hidden[0]).item() > 1e-3
+
+
+def test_next_states_are_the_following_turns_and_after_the_last_the_final_ones(make_lm: MakeLM) -> None:
+    backbone, games = Backbone(make_lm(), None), random_games()
+    batch = batch_of(games)
+    read = read_games(backbone, batch, 1.0)
+    behind = next_states(read.state, read.final, batch)
+    wanted = [
+        plain(backbone, prefix(game, i + 1) if i + 1 < game.num_turns else game.input_ids)[0]
+        for game in games
+        for i in range(game.num_turns)
+    ]
+    assert_near(behind.hidden, wanted)
+    assert behind.turn.tolist() == [1, 2, 3, 1, 1, 2, 3, 4, 1, 2]

@@ -306,7 +306,7 @@ def rewrite_manifest(checkpoint: Path) -> None:
     ("field", "message"),
     [
         ("generator", "field 'generator' is missing"),
-        ("critic.heads.turn_embedding", r"field .*critic\.heads\.turn_embedding"),
+        ("critic.heads.v.turn_embedding", r"field .*critic\.heads\.v\.turn_embedding"),
     ],
 )
 def test_resume_names_the_file_and_the_tensor_that_is_missing(
@@ -375,9 +375,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_batch(
 ) -> None:
     loss, calls = archer.critic_loss, []
 
-    def faulty(*args: Tensor) -> CriticLoss:
+    def faulty(*args: Tensor, **kinds: Any) -> CriticLoss:
         calls.append(1)
-        made = loss(*args)
+        made = loss(*args, **kinds)
         return made._replace(loss=made.loss * torch.nan) if len(calls) > 6 else made
 
     monkeypatch.setattr(archer, "critic_loss", faulty)

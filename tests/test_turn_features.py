@@ -29,8 +29,9 @@ def made_features(num_turns: list[int], hidden_size: int, dtype: torch.dtype, de
     logprob = torch.randn(total, generator=generator).to(device)
     return GameFeatures(
         StateFeatures(hidden(total), turn),
-        ActionFeatures(hidden(total), logprob),
+        ActionFeatures(hidden(total), logprob, (torch.arange(total, device=device) % 3 == 1).float()),
         StateFeatures(hidden(len(num_turns)), torch.tensor(num_turns, device=device)),
+        logprob.new_empty(0),  # of single tokens nothing is kept
     )
 
 
@@ -58,9 +59,8 @@ def round_trip(hidden_size: int, dtype: torch.dtype, device: str) -> None:
 
     at = torch.from_numpy(order)
     assert same_bits(state.hidden, features.state.hidden[at]) and torch.equal(state.turn, turn)
-    assert same_bits(action.hidden, features.action.hidden[at]) and same_bits(
-        action.logprob, features.action.logprob[at]
-    )
+    for got, written in zip(action, features.action, strict=True):
+        assert same_bits(got, written[at])
     is_last = torch.from_numpy(records.is_last)
     following = features.state.hidden.roll(-1, 0)[at]
     wanted = torch.where(is_last.to(device)[:, None], features.final.hidden[owner], following)
@@ -83,13 +83,13 @@ def test_what_is_written_is_read_on_a_gpu(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("hidden_size", "dtype", "row_bytes"),
     [
-        (3584, torch.bfloat16, 2 * 3584 * 2 + 4),
-        (128, torch.float32, 2 * 128 * 4 + 4),
-        (1, torch.bfloat16, 8),
+        (3584, torch.bfloat16, 2 * 3584 * 2 + 8),
+        (128, torch.float32, 2 * 128 * 4 + 8),
+        (1, torch.bfloat16, 12),
         (3, torch.float64, 2 * 3 * 8 + 8),
     ],
 )
-def test_a_row_is_two_hidden_states_and_a_number(hidden_size: int, dtype: torch.dtype, row_bytes: int) -> None:
+def test_a_row_is_two_hidden_states_and_two_numbers(hidden_size: int, dtype: torch.dtype, row_bytes: int) -> None:
     assert FeatureLayout(hidden_size, dtype).row_bytes == row_bytes
 
 
@@ -99,14 +99,17 @@ def test_the_example_of_the_docstring() -> None:
     turn = torch.tensor([0])
     rows = layout.write(
         GameFeatures(
-            StateFeatures(state, turn), ActionFeatures(action, torch.tensor([-0.5])), StateFeatures(final, turn + 1)
+            StateFeatures(state, turn),
+            ActionFeatures(action, torch.tensor([-0.5]), torch.tensor([1.0])),
+            StateFeatures(final, turn + 1),
+            torch.empty(0),
         ),
         [1],
     )
     as_tensor = torch.from_numpy(rows)
-    assert as_tensor.shape == (2, 12)
+    assert as_tensor.shape == (2, 16)
     assert as_tensor[:, :8].view(torch.bfloat16).tolist() == [[1, 2, 3, 4], [5, 6, 0, 0]]
-    assert as_tensor[:, 8:].view(torch.float32).tolist() == [[-0.5], [0]]
+    assert as_tensor[:, 8:].view(torch.float32).tolist() == [[-0.5, 1], [0, 0]]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -119,6 +122,7 @@ def test_on_the_host_all_parts_are_views(dtype: torch.dtype) -> None:
         (state.hidden, rows),
         (action.hidden, rows),
         (action.logprob, rows),
+        (action.repeated, rows),
         (behind.hidden, next_rows),
     ):
         begin = array.ctypes.data

@@ -1,1 +1,27 @@
-"""One file an algorithm, each on the same rollout, buffer, packed trunk and ops."""
+"""The algorithms, one file each, over `learner.Learner`."""
+
+from __future__ import annotations
+
+from archer_fast.algorithms.archer import Archer
+from archer_fast.algorithms.filtered_bc import FilteredBC
+from archer_fast.algorithms.learner import Learner
+from archer_fast.algorithms.ppo import PPO
+from archer_fast.algorithms.reinforce import Reinforce
+from archer_fast.backbone import Backbone
+from archer_fast.buffer import TrajectoryBuffer
+from archer_fast.config import Config
+from archer_fast.rollout.embedded import EmbeddedEngine
+
+LEARNERS: dict[str, type[Learner]] = {
+    "archer": Archer,
+    "ppo": PPO,
+    "reinforce": Reinforce,
+    "filtered-bc": FilteredBC,
+}
+
+
+def make_learner(
+    config: Config, actor: Backbone, reference: Backbone, engine: EmbeddedEngine, buffer: TrajectoryBuffer
+) -> Learner:
+    """The learner that `config.algorithm` names."""
+    return LEARNERS[config.algorithm](config, actor, reference, engine, buffer)

@@ -39,3 +39,24 @@ class TextEnv(Protocol):
     def step(self, action: str) -> StepResult:
         """Answer one action (any string: never raises for what an agent may say)."""
         ...
+
+
+@runtime_checkable
+class ResamplableEnv(TextEnv, Protocol):
+    """An env whose game can be tried out from where it stands: `archer-fast diagnose` needs it, nothing else does.
+
+    A clone alone knows what is hidden from the agent, and so its future is not that of the agent's state: the value of
+    an action is its mean over everything that may be hidden, given what was said.
+    """
+
+    def clone(self) -> ResamplableEnv:
+        """Another env of the same kind in the same state; nothing that is done to one is seen in the other."""
+        ...
+
+    def resample_hidden(self, seed: int) -> None:
+        """Draw what is hidden anew by `seed`, from its distribution given all that was said in this game.
+
+        Had it been hidden from the start, every text, reward and end so far would have been the same. RuntimeError
+        where no game is on.
+        """
+        ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import re
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ class GuessNumber:
         self.high = check_count("high", high)
         self.max_turns = check_count("max_turns", max_turns)
         self._turn = -1  # turns played; -1 = no game
+        self._asked: set[int | str] = set()
 
     @property
     def options(self) -> dict[str, Any]:
@@ -51,7 +53,7 @@ class GuessNumber:
                 raise ValueError(f"number: wanted 1 to {self.high}, got {number}")
         self._number = number
         self._turn = 0
-        self._asked: set[int | str] = set()
+        self._asked = set()
         return opening(self.high)
 
     def step(self, action: str) -> StepResult:
@@ -77,6 +79,21 @@ class GuessNumber:
             info["number"] = self._number
             self._turn = -1
         return StepResult(answer, 0.0 if won else -1.0, over, False, info)
+
+    def clone(self) -> GuessNumber:
+        """See `ResamplableEnv`."""
+        twin = copy.copy(self)
+        twin._asked = set(self._asked)
+        return twin
+
+    def resample_hidden(self, seed: int) -> None:
+        """Uniform over the numbers between the last Higher and the last Lower."""
+        if self._turn < 0:
+            raise RuntimeError("resample_hidden: no game is on; call reset first")
+        guesses = [guess for guess in self._asked if isinstance(guess, int)]
+        low = max((guess for guess in guesses if guess < self._number), default=0)
+        high = min((guess for guess in guesses if guess > self._number), default=self.high + 1)
+        self._number = random.Random(check_seed(seed)).randint(low + 1, high - 1)
 
 
 def opening(high: int) -> str:

@@ -24,6 +24,7 @@ GROUP = "archer_fast.envs"
 
 _BUILTIN = {
     "guess-number": "archer_fast.envs.guess_number",
+    "textworld-express": "archer_fast.envs.textworld_express",
     "twenty-questions": "archer_fast.envs.twenty_questions",
 }  # name -> module that holds TASK
 _registered: dict[str, TaskSpec] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -58,6 +59,8 @@ class TwentyQuestions:
         self._indices = resolve_objects(objects)
         self._objects_option = objects if isinstance(objects, int | None) else list(objects)
         self._turn = -1  # turns played; -1 = no game
+        self._actions: list[str] = []
+        self._asked: set[str] = set()
 
     @property
     def objects(self) -> list[str]:
@@ -85,7 +88,7 @@ class TwentyQuestions:
                 raise unknown("object", value, self.objects)
         self._hidden = hidden
         self._turn = 0
-        self._asked: set[str] = set()
+        self._actions, self._asked = [], set()
         return OPENING
 
     def step(self, action: str) -> StepResult:
@@ -93,11 +96,11 @@ class TwentyQuestions:
         if self._turn < 0:
             raise RuntimeError("step: no game is on; call reset first")
         self._turn += 1
+        kind, yes, won = self._judge(action, self._hidden)
         question = normalise(action)
-        kind, yes = self._judge(question)
-        won = yes and (self._ends_with_name(action) if self.original_quirks else kind == "guess")
         info: dict[str, Any] = {"won": won, "kind": kind, "repeat": question in self._asked}
         self._asked.add(question)
+        self._actions.append(action)
         over = won or self._turn == self.max_turns
         if over:
             info["object"] = self._table.objects[self._hidden].name
@@ -107,22 +110,41 @@ class TwentyQuestions:
             answer += revealed(self._table.objects[self._hidden].guess)
         return StepResult(answer, 0.0 if won else -1.0, over, False, info)
 
-    def _judge(self, question: str) -> tuple[str, bool]:
-        """The kind of a normalised question, and whether its answer is yes."""
+    def clone(self) -> TwentyQuestions:
+        """See `ResamplableEnv`."""
+        twin = copy.copy(self)
+        twin._actions, twin._asked = list(self._actions), set(self._asked)
+        return twin
+
+    def resample_hidden(self, seed: int) -> None:
+        """Uniform over the objects for which every action so far would have been answered and ended alike."""
+        if self._turn < 0:
+            raise RuntimeError("resample_hidden: no game is on; call reset first")
+        possible = list(self._indices)
+        for action in self._actions:
+            judged = self._judge(action, self._hidden)
+            possible = [i for i in possible if self._judge(action, i) == judged]
+        self._hidden = random.Random(check_seed(seed)).choice(possible)
+
+    def _judge(self, action: str, hidden: int) -> tuple[str, bool, bool]:
+        """The kind of an action; whether its answer is yes, and whether it wins, where object `hidden` is hidden."""
+        question = normalise(action)
         attribute = self._table.questions.get(question)
         if attribute is not None:
-            return "question", bool(self._table.attributes[attribute].mask >> self._hidden & 1)
-        guess = self._table.guessed(question)
-        if guess is None and self.original_quirks:
-            guess = self._table.names.get(question.rpartition(" ")[2])
-        return ("invalid", False) if guess is None else ("guess", guess == self._hidden)
+            kind, yes = "question", bool(self._table.attributes[attribute].mask >> hidden & 1)
+        else:
+            guess = self._table.guessed(question)
+            if guess is None and self.original_quirks:
+                guess = self._table.names.get(question.rpartition(" ")[2])
+            kind, yes = ("invalid", False) if guess is None else ("guess", guess == hidden)
+        return kind, yes, yes and (self._ends_with_name(action, hidden) if self.original_quirks else kind == "guess")
 
-    def _ends_with_name(self, action: str) -> bool:
+    def _ends_with_name(self, action: str, hidden: int) -> bool:
         """The original's test, as it stands there."""
         end = len(action)
         while end and not action[end - 1].isalpha():
             end -= 1
-        return action[:end].split(" ")[-1].lower() in self._table.objects[self._hidden].names
+        return action[:end].split(" ")[-1].lower() in self._table.objects[hidden].names
 
 
 def revealed(guess: str) -> str:

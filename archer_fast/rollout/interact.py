@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from archer_fast.envs.base import StepResult, TextEnv
+from archer_fast.envs.base import TextEnv
+from archer_fast.rollout.guard import Encode, EnvFault, Guard
 from archer_fast.trajectory import Trajectory, Turn
 
 logger = logging.getLogger(__name__)
 
-_MAX_REWARD = float(np.finfo(np.float32).max)  # rewards are stored as float32
+Decode = Callable[[Sequence[int]], str]
 
 
 class FinishedAction(NamedTuple):
@@ -49,12 +48,24 @@ class TooManyDroppedGames(RuntimeError):
 
 @dataclass(slots=True)
 class Rollout:
-    """The games of one `play_games` call, in the order of their seeds, and what did not become one."""
+    """The games of one call, in the order of their seeds or openings, and what did not become one."""
 
     trajectories: list[Trajectory]
     num_dropped: int = 0  # games whose environment failed; each is named in the log
     num_truncated_by_window: int = 0  # games cut because the model's window was full
     drop_causes: Counter[str] = field(default_factory=Counter)
+
+
+class Opening(NamedTuple):
+    """A game in mid-air: `Opening(env, [17, 9, 41, 2, 12], 5)` waits for the answer to its last observation.
+
+    `ids` is everything said so far, the first observation's tokens first. It becomes the first turn's observation, and
+    so the rewards of the continuation are those from here on. `seed` names the game in logs and in `info`.
+    """
+
+    env: TextEnv
+    ids: list[int]
+    seed: int
 
 
 @dataclass(slots=True)
@@ -70,8 +81,8 @@ class _Game:
 def play_games(
     engine: Engine,
     make_env: Callable[[], TextEnv],
-    encode: Callable[[str], list[int]],
-    decode: Callable[[Sequence[int]], str],
+    encode: Encode,
+    decode: Decode,
     seeds: Iterable[int],
     *,
     env_options: Mapping[str, Any] | None = None,
@@ -86,13 +97,68 @@ def play_games(
     every one of them, failed.
     A game is truncated when another observation and action no longer fit the engine's window.
     """
-    waiting = list(enumerate(seeds))
-    num_games = len(waiting)
-    waiting.reverse()
+    guard, all_seeds = Guard(), list(seeds)
+
+    def open_game(index: int) -> Opening:
+        env, seed = make_env(), all_seeds[index]
+        return Opening(env, guard.reset(env, seed, env_options, encode), seed)
+
+    return _play(
+        engine, all_seeds, open_game, guard, encode, decode, policy_version, max_dropped_share, on_game or _nobody
+    )
+
+
+def continue_games(
+    engine: Engine,
+    openings: Sequence[Opening],
+    encode: Encode,
+    decode: Decode,
+    *,
+    policy_version: int = 0,
+    max_dropped_share: float = 0.1,
+    on_game: Callable[[Trajectory], None] | None = None,
+) -> Rollout:
+    """Play games on from where they are, as `play_games` does from their beginning; the envs are played to their end.
+
+    The continuation has the distribution of the uninterrupted game's rest: an action depends on the tokens before it
+    alone, whoever said them. An opening that leaves no room for an action is dropped.
+    """
+    seeds = [opening.seed for opening in openings]
+    return _play(
+        engine,
+        seeds,
+        openings.__getitem__,
+        Guard(),
+        encode,
+        decode,
+        policy_version,
+        max_dropped_share,
+        on_game or _nobody,
+    )
+
+
+def action_text(action_ids: Sequence[int], stop_token_id: int, decode: Decode) -> str:
+    """What the environment hears of an action: its text, the stop token left out."""
+    return decode(action_ids[:-1] if action_ids[-1] == stop_token_id else action_ids)
+
+
+def _play(
+    engine: Engine,
+    seeds: Sequence[int],
+    open_game: Callable[[int], Opening],
+    guard: Guard,
+    encode: Encode,
+    decode: Decode,
+    policy_version: int,
+    max_dropped_share: float,
+    on_game: Callable[[Trajectory], object],
+) -> Rollout:
+    """Games 0 .. len(seeds) - 1, each opened when a slot is free for it; an EnvFault of opening one drops it."""
+    num_games = len(seeds)
+    waiting = list(reversed(range(num_games)))
     done: dict[int, Trajectory] = {}
     rollout = Rollout([])
     running: dict[int, _Game] = {}
-    guard = _Guard()
 
     def drop(seed: int, cause: str) -> None:
         rollout.num_dropped += 1
@@ -106,17 +172,11 @@ def play_games(
 
     def start(slot: int) -> None:
         while waiting:
-            index, seed = waiting.pop()
-            env = make_env()
+            index = waiting.pop()
             try:
-                first = guard.call(env, env.reset, seed, env_options)
-                if not isinstance(first, str):
-                    raise _EnvFault(f"reset: wanted text of type str, got {type(first).__name__}")
-                ids = encode(first)
-                if not ids:
-                    raise _EnvFault(f"reset: wanted an observation of at least one token, got {first!r:.80}")
-            except _EnvFault as fault:
-                drop(seed, str(fault))
+                env, ids, seed = open_game(index)
+            except EnvFault as fault:
+                drop(seeds[index], str(fault))
                 continue
             engine.begin(slot)
             if engine.room(slot) < len(ids) + engine.max_new_tokens:
@@ -130,8 +190,7 @@ def play_games(
         notes = {**info, "seed": game.seed, "kinds": dict(game.kinds)}
         trajectory = Trajectory(tuple(game.turns), np.array(final_ids, np.int32), terminated, not terminated, notes)
         done[game.index] = trajectory
-        if on_game is not None:
-            on_game(trajectory)
+        on_game(trajectory)
         engine.release(slot)
         del running[slot]
         start(slot)
@@ -142,14 +201,10 @@ def play_games(
     while running:
         for slot, action_ids, logprobs in engine.step():
             game = running[slot]
-            ids: list[int] = action_ids.tolist()
-            text = decode(ids[:-1] if ids[-1] == engine.stop_token_id else ids)
+            text = action_text(action_ids.tolist(), engine.stop_token_id, decode)
             try:
-                result = _checked(guard.call(game.env, game.env.step, text))
-                reply = encode(result.text)
-                if not (reply or result.terminated or result.truncated):
-                    raise _EnvFault(f"step: wanted an observation of at least one token, got {result.text!r:.80}")
-            except _EnvFault as fault:
+                result, reply = guard.step(game.env, text, encode)
+            except EnvFault as fault:
                 del running[slot]
                 engine.release(slot)
                 drop(game.seed, str(fault))
@@ -180,73 +235,5 @@ def _count(kinds: Counter[str], info: Mapping[str, Any]) -> None:
         kinds["repeat"] += 1
 
 
-class _EnvFault(Exception):
-    """An environment raised, hung or answered nonsense; str() is one line that names it."""
-
-
-def _checked(result: Any) -> StepResult:
-    try:
-        text, reward, terminated, truncated, info = result
-    except (TypeError, ValueError):
-        raise _EnvFault(f"step: wanted (text, reward, terminated, truncated, info), got {result!r:.80}") from None
-    if not isinstance(text, str):
-        raise _EnvFault(f"step: wanted text of type str, got {type(text).__name__}")
-    try:
-        reward = float(reward)
-    except (TypeError, ValueError):
-        raise _EnvFault(f"step: wanted a number for reward, got {reward!r:.80}") from None
-    if not abs(reward) <= _MAX_REWARD:  # NaN too
-        raise _EnvFault(f"step: wanted a finite float32 reward, got {reward}")
-    info = {} if info is None else info
-    if not isinstance(info, Mapping):
-        raise _EnvFault(f"step: wanted a mapping for info, got {type(info).__name__}")
-    return StepResult(text, reward, bool(terminated), bool(truncated), dict(info))
-
-
-class _Guard:
-    """Calls an env, in a thread of its own where it may block, and turns every fault into _EnvFault."""
-
-    def __init__(self) -> None:
-        self._worker: _Worker | None = None
-
-    def call(self, env: TextEnv, function: Callable[..., Any], *args: Any) -> Any:
-        where = f"{type(env).__name__}.{function.__name__}"
-        limit = env.step_time_limit
-        try:
-            if limit is None:
-                return function(*args)
-            if self._worker is None:
-                self._worker = _Worker()
-            return self._worker.call(function, args, limit)
-        except TimeoutError:
-            self._worker = None  # its thread is stuck in the env: leave it behind, start another
-            raise _EnvFault(f"{where} exceeded its time limit of {limit:g} s") from None
-        except Exception as error:
-            raise _EnvFault(f"{where} raised {type(error).__name__}: {error}") from error
-
-
-class _Worker:
-    """One daemon thread that runs calls one after the other (a stuck one never blocks the exit)."""
-
-    def __init__(self) -> None:
-        self._calls: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]] = SimpleQueue()
-        self._results: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
-        threading.Thread(target=self._run, daemon=True, name="archer-fast-env").start()
-
-    def _run(self) -> None:
-        while True:
-            function, args = self._calls.get()
-            try:
-                self._results.put((function(*args), None))
-            except Exception as error:
-                self._results.put((None, error))
-
-    def call(self, function: Callable[..., Any], args: tuple[Any, ...], limit: float) -> Any:
-        self._calls.put((function, args))
-        try:
-            result, error = self._results.get(timeout=limit)
-        except Empty:
-            raise TimeoutError from None
-        if error is not None:
-            raise error
-        return result
+def _nobody(trajectory: Trajectory) -> None:
+    """Who listens where nobody does."""

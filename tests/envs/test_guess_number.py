@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archer_fast.envs.base import TextEnv
+from archer_fast.envs.base import ResamplableEnv, TextEnv
 from archer_fast.envs.guess_number import GuessNumber, bisection_return, vocabulary
 
 
@@ -135,3 +135,62 @@ def test_vocabulary_and_protocol() -> None:
     env = GuessNumber(high=8, max_turns=4)
     assert isinstance(env, TextEnv)
     assert env.options == {"high": 8, "max_turns": 4}
+
+
+# -- clone and resample_hidden -----------------------------------------------------------------------
+
+
+def texts(env: GuessNumber, actions: list[str]) -> list[tuple[str, float, bool]]:
+    """Up to the game's end."""
+    said: list[tuple[str, float, bool]] = []
+    for action in actions:
+        if not (said and said[-1][2]):
+            text, reward, over, _, _ = env.step(action)
+            said.append((text, reward, over))
+    return said
+
+
+@given(
+    number=st.integers(1, 9),
+    actions=st.lists(st.sampled_from([*map(str, range(11)), "no", " 3\n"]), max_size=7),
+    seed=st.integers(0, 1 << 40),
+)
+def test_a_resampled_number_would_have_given_the_same_answers(number: int, actions: list[str], seed: int) -> None:
+    env = started(number, high=9, max_turns=8)
+    actions = [action for action in actions if action.strip() != str(number)]
+    said = texts(env, actions)
+    consistent = {n for n in range(1, 10) if texts(started(n, high=9, max_turns=8), actions) == said}
+    twin = env.clone()
+    assert isinstance(twin, ResamplableEnv)
+    found = set()
+    for s in range(seed, seed + 60):
+        twin.resample_hidden(s)
+        found.add(twin._number)
+    assert number in consistent and found <= consistent
+    assert len(consistent) > 4 or found == consistent
+    assert env._number == number, "the env that was cloned keeps its number"
+
+
+def test_resampling_is_uniform_over_what_is_left() -> None:
+    env = started(20)
+    texts(env, ["10", "16", "24", "30", "x"])
+    counts = dict.fromkeys(range(17, 24), 0)
+    for seed in range(7000):
+        env.resample_hidden(seed)
+        counts[env._number] += 1
+    assert all(abs(count - 1000) < 4 * (1000 * 6 / 7) ** 0.5 for count in counts.values()), counts
+
+
+def test_a_clone_is_another_game_in_the_same_state() -> None:
+    env = started(20)
+    env.step("16")
+    twin = env.clone()
+    assert twin.step("16").info["repeat"] and twin.step("20").text == " Correct.\n"
+    assert env.step("24") == (" Lower.\n", -1.0, False, False, {"won": False, "kind": "guess", "repeat": False})
+    with pytest.raises(RuntimeError, match="resample_hidden: no game is on; call reset first"):
+        twin.resample_hidden(0)
+    fresh = GuessNumber().clone()
+    with pytest.raises(RuntimeError, match="call reset first"):
+        fresh.step("1")
+    with pytest.raises(TypeError, match="seed: wanted an int"):
+        env.resample_hidden("x")  # type: ignore[arg-type]

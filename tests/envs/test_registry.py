@@ -58,7 +58,7 @@ def test_a_mistyped_task() -> None:
         ValueError, match=r"unknown task 'twenty-question'; did you mean 'twenty-questions'\?"
     ) as caught:
         get("twenty-question")
-    assert "guess-number, twenty-questions" in str(caught.value)
+    assert "guess-number, textworld-express, twenty-questions" in str(caught.value)
     with pytest.raises(ValueError, match=r"unknown task 'zzz' \(accepted: "):
         make_env("zzz")
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archer_fast.envs.base import TextEnv
+from archer_fast.envs.base import ResamplableEnv, TextEnv
 from archer_fast.envs.twenty_questions import TwentyQuestions, revealed, vocabulary
 from archer_fast.envs.twenty_questions_table import fact_table
 
@@ -322,3 +322,103 @@ def test_tasks_do_not_import_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# -- clone and resample_hidden -----------------------------------------------------------------------
+
+# With the quirks some of these win by their last word, are yes to it without winning, or are no guess at all.
+SAYINGS = ["Is it alive?", "Is it an animal?", "Is it a kind of cat?", "Is it a dog?", "dog", "Does it eat a dog?"]
+SAYINGS += [
+    "Is it a football?",
+    "Is it a tennis ball?",
+    "Is it a golf ball",
+    "a soccer ball",
+    "Is it fun?",
+    "",
+    "pen?!",
+]
+SOME = [*PAPER_SUBSET, "tennis ball", "golf ball", "soccer ball", "cat", "lion"]
+
+
+def answers(env: TwentyQuestions, actions: list[str]) -> list[tuple[str, float, bool]]:
+    return [(r.text, r.reward, r.terminated) for r in map(env.step, actions)]
+
+
+def until_the_end(hidden: str, actions: list[str], **options: object) -> tuple[TwentyQuestions, list[str]]:
+    """A game that is on, and those of the actions that were said in it: what would end it is left out."""
+    env, said = started(hidden, **options), []
+    for action in actions:
+        if not env.clone().step(action).terminated:
+            env.step(action)
+            said.append(action)
+    return env, said
+
+
+@given(
+    hidden=st.sampled_from(SOME),
+    actions=st.lists(st.sampled_from(SAYINGS), max_size=8),
+    quirks=st.booleans(),
+    seed=st.integers(0, 1 << 40),
+)
+def test_a_resampled_object_would_have_given_the_same_answers(
+    hidden: str, actions: list[str], quirks: bool, seed: int
+) -> None:
+    options = {"objects": SOME, "original_quirks": quirks}
+    env, said = until_the_end(hidden, actions, **options)
+    wanted = answers(started(hidden, **options), said)
+    consistent = {name for name in SOME if agrees(started(name, **options), said, wanted)}
+    twin = env.clone()
+    assert isinstance(twin, ResamplableEnv)
+    found = set()
+    for s in range(seed, seed + 100):
+        twin.resample_hidden(s)
+        found.add(twin._table.objects[twin._hidden].name)
+    assert hidden in consistent and found <= consistent
+    assert len(consistent) > 6 or found == consistent
+    assert env._table.objects[env._hidden].name == hidden, "the env that was cloned keeps its object"
+
+
+def agrees(env: TwentyQuestions, actions: list[str], wanted: list[tuple[str, float, bool]]) -> bool:
+    """A game that ends early is another game."""
+    for action, answer in zip(actions, wanted, strict=True):
+        if answers(env, [action]) != [answer] or answer[2]:
+            return False
+    return True
+
+
+def test_the_quirks_tell_objects_apart_that_the_mended_game_would_end_on() -> None:
+    env = started("tennis ball", objects=SOME, original_quirks=True)
+    assert env.step("Is it a tennis ball?") == (
+        " Yes.\n",
+        -1.0,
+        False,
+        False,
+        {"won": False, "kind": "guess", "repeat": False},
+    )
+    for seed in range(50):
+        env.resample_hidden(seed)
+        assert env._table.objects[env._hidden].name == "tennis ball"
+
+
+def test_resampling_is_uniform_over_what_is_left() -> None:
+    said = ["Is it alive?", "Is it a pen?"]
+    env = started("piano", objects=10)
+    wanted = answers(env, said)
+    counts = {name: 0 for name in PAPER_SUBSET if agrees(started(name, objects=10), said, wanted)}
+    assert len(counts) == 8, "all but the dog and the pen"
+    for seed in range(8000):
+        env.resample_hidden(seed)
+        counts[env._table.objects[env._hidden].name] += 1
+    assert all(abs(count - 1000) < 4 * (1000 * 7 / 8) ** 0.5 for count in counts.values()), counts
+
+
+def test_a_clone_is_another_game_in_the_same_state() -> None:
+    env = started("dog")
+    env.step("Is it alive?")
+    twin = env.clone()
+    assert twin.step("Is it alive?").info["repeat"] and twin.step("Is it a dog?").terminated
+    assert env.step("Is it an animal?").info == {"won": False, "kind": "question", "repeat": False}
+    with pytest.raises(RuntimeError, match="resample_hidden: no game is on; call reset first"):
+        twin.resample_hidden(0)
+    with pytest.raises(RuntimeError, match="call reset first"):
+        TwentyQuestions().clone().step("Is it alive?")

@@ -17,7 +17,7 @@ from archer_fast.envs.base import StepResult
 from archer_fast.packing import pack_trajectories
 from archer_fast.rollout import kv_cache
 from archer_fast.rollout.embedded import EmbeddedEngine
-from archer_fast.rollout.interact import Rollout, play_games
+from archer_fast.rollout.interact import Opening, Rollout, continue_games, play_games
 from archer_fast.trajectory import Trajectory
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -138,6 +138,43 @@ def test_greedy_takes_the_most_likely_token(backbone: Backbone) -> None:
         torch.testing.assert_close(chosen, plain.amax(1), rtol=1e-5, atol=1e-5)
     again = play(make_engine(backbone, seed=9, greedy=True), 12).trajectories
     assert [g.input_ids.tolist() for g in games] == [g.input_ids.tolist() for g in again]
+
+
+def openings_of(games: Sequence[Trajectory]) -> list[Opening]:
+    """Every game at every turn; the seed says which."""
+    openings = []
+    for g, game in enumerate(games):
+        for turn in range(game.num_turns):
+            env = Babbler()
+            said = encode(env.reset(game.info["seed"]))
+            for played in game.turns[:turn]:
+                ids = played.action_ids.tolist()
+                reply = env.step(decode(ids[:-1] if ids[-1] == STOP else ids)).text
+                said += ids + encode(reply)
+            openings.append(Opening(env, said, 100 * g + turn))
+    return openings
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_greedy_game_in_mid_air_goes_on_as_if_it_had_not_stopped(make_lm: Callable[..., Any], family: str) -> None:
+    backbone = Backbone(make_lm(family, seed=2, vocab_size=VOCAB, max_position_embeddings=200), None)
+    games = play(make_engine(backbone, greedy=True), 12).trajectories
+    openings = openings_of(games)
+    rests = continue_games(make_engine(backbone, greedy=True), openings, encode, decode).trajectories
+    assert len(rests) == len(openings) == sum(game.num_turns for game in games) > 40
+    for rest in rests:
+        g, turn = divmod(rest.info["seed"], 100)
+        assert rest.input_ids.tolist() == games[g].input_ids.tolist()
+        wanted = [t.action_ids.tolist() for t in games[g].turns[turn:]]
+        assert [t.action_ids.tolist() for t in rest.turns] == wanted
+        for ours, theirs in zip(rest.turns, games[g].turns[turn:], strict=True):
+            np.testing.assert_allclose(ours.rollout_logprobs, theirs.rollout_logprobs, atol=1e-5)
+
+
+def test_a_sampled_continuation_has_the_distribution_of_the_uninterrupted_game(backbone: Backbone) -> None:
+    openings = openings_of(play(make_engine(backbone), 12).trajectories)
+    rests = continue_games(make_engine(backbone, seed=5, temperature=0.7), openings, encode, decode).trajectories
+    assert_scored_right(backbone, rests, 0.7)
 
 
 def test_the_generator_alone_decides(backbone: Backbone) -> None:

@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 
 from archer_fast.envs.base import StepResult, TextEnv
-from archer_fast.rollout.interact import FinishedAction, Rollout, TooManyDroppedGames, play_games
+from archer_fast.rollout.interact import (
+    FinishedAction,
+    Opening,
+    Rollout,
+    TooManyDroppedGames,
+    continue_games,
+    play_games,
+)
 from archer_fast.trajectory import Trajectory
 
 STOP = 0
@@ -372,3 +379,53 @@ def test_ctrl_c_is_no_fault_of_the_env() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         play(faulty("step", interrupt))
+
+
+# -- games in mid-air ----------------------------------------------------------------------------------
+
+
+def opened(seed: int, turn: int) -> Opening:
+    """`Game` as it is when turn `turn` is to be answered."""
+    env = Game()
+    said = env.reset(seed)
+    for _ in range(turn):
+        said += f"x?{chr(STOP)}" + env.step("x?").text
+    return Opening(env, encode(said), 100 * seed + turn)
+
+
+def test_a_continuation_is_the_rest_of_the_game() -> None:
+    whole = {g.info["seed"]: g for g in play(seeds=range(8)).trajectories}
+    openings = [opened(seed, turn) for seed, game in whole.items() for turn in range(game.num_turns)]
+    finished: list[int] = []
+    rollout = continue_games(
+        Parrot(), openings, encode, decode, policy_version=3, on_game=lambda game: finished.append(game.info["seed"])
+    )
+    assert [g.info["seed"] for g in rollout.trajectories] == [opening.seed for opening in openings]
+    assert sorted(finished) == sorted(opening.seed for opening in openings)
+    for rest in rollout.trajectories:
+        seed, turn = divmod(rest.info["seed"], 100)
+        game = whole[seed]
+        assert text_of(rest) == text_of(game)
+        assert decode(rest.turns[0].observation_ids) == "".join(
+            decode([*t.observation_ids, *t.action_ids]) for t in game.turns[:turn]
+        ) + decode(game.turns[turn].observation_ids)
+        assert [t.reward for t in rest.turns] == [t.reward for t in game.turns[turn:]]
+        assert {t.policy_version for t in rest.turns} == {3}
+        assert rest.info["kinds"] == {"turns": game.num_turns - turn}
+        assert (rest.terminated, rest.info["said"]) == (True, game.info["said"])
+
+
+def test_a_continuation_that_fails_or_does_not_fit_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    openings = [opened(3, 0), opened(3, 3), opened(2, 0)]
+    openings[2].env.step = fail  # type: ignore[method-assign]
+    with caplog.at_level(logging.WARNING, "archer_fast"):
+        rollout = continue_games(Parrot(window=24), openings, encode, decode, max_dropped_share=0.7)
+    assert [text_of(game) for game in rollout.trajectories] == ["<3.0x?;<3.1x?;<3.2x?;<3."]
+    assert rollout.num_dropped == 2 and rollout.num_truncated_by_window == 1
+    assert {record.getMessage().partition(" dropped: ")[0] for record in caplog.records} == {
+        "game with seed 303",
+        "game with seed 200",
+    }
+    with pytest.raises(TooManyDroppedGames, match="1 of 1 games"):
+        continue_games(Parrot(window=24), openings[1:2], encode, decode)
+    assert continue_games(Parrot(), [], encode, decode).trajectories == []

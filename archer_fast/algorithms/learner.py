@@ -1,0 +1,188 @@
+"""What every algorithm has: an actor with its optimizer, the start policy, the engine, and the games in the buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from archer_fast.actor import ActorLoss, ScoredActions, accumulated_actor_loss
+from archer_fast.backbone import Backbone
+from archer_fast.batch import PackedBatch
+from archer_fast.buffer import TrajectoryBuffer
+from archer_fast.config import Config, PolicyLoss, UpdateConfig
+from archer_fast.critic import GameFeatures, read_games
+from archer_fast.device_staging import DeviceStaging
+from archer_fast.meters import Meters
+from archer_fast.optim import GuardedStep
+from archer_fast.packing import Int64
+from archer_fast.rollout.embedded import EmbeddedEngine
+from archer_fast.token_packer import pack_tokens
+from archer_fast.trajectory import Trajectory
+
+OnStep = Callable[[], object]
+
+
+def ignore() -> None:
+    """An `OnStep` for nobody."""
+
+
+class Learner:
+    """`insert`, then `update_critic`, then `update_actor`: one iteration of any algorithm.
+
+    A subclass says in `update_actor` which actions are scored and with what; where it has a critic, it names its
+    modules and optimizers in `modules` and `steps`, and they are saved and restored.
+    """
+
+    critic_epochs = 0  # steps of `update_critic`, for the progress bar
+    warmup_iterations = 0  # iterations before the first `update_actor`
+
+    def __init__(
+        self, config: Config, actor: Backbone, reference: Backbone, engine: EmbeddedEngine, buffer: TrajectoryBuffer
+    ) -> None:
+        self.config, self.update = config, config.update
+        self.actor, self.reference, self.engine, self.buffer = actor, reference, engine, buffer
+        self.trunk_version = reference.fingerprint()
+        self.newest: Int64 = np.empty(0, np.int64)  # ids of the games that the last `insert` stored
+        self.staging = DeviceStaging(actor.device)
+        self.rng = np.random.default_rng([config.seed, 2])  # which games and turns the actor visits
+        group = [{"params": list(actor.parameters()), "lr": self.update.lr}]
+        self.actor_step = GuardedStep("actor", group, self.update.max_grad_norm, config.max_skipped_steps)
+
+    def insert(self, trajectories: list[Trajectory], meters: Meters) -> None:
+        """Store games in the buffer; the start policy reads them once, for the KL."""
+        first = self.buffer.trajectory_range[1]
+        self.buffer.extend(trajectories)
+        low, end = self.buffer.trajectory_range
+        games = np.arange(max(first, low), end)  # all but those that the push itself evicted
+        self.newest = games
+        if games.size == 0:
+            return
+        sums, num_turns = [], 0
+        for _, batch, features in self.read_start_policy(games):
+            logprob = features.action.logprob.sum()
+            sums.append(torch.stack([batch.rollout_logprobs.sum(), logprob, batch.action_mask.sum()]))
+            num_turns += sum(batch.num_turns)
+            meters.count(processed_tokens=batch.num_tokens)
+        rollout_logprob, logprob, num_tokens = torch.stack(sums).sum(0)
+        meters.add(kl=(rollout_logprob - logprob) / num_turns)
+        # Minus the mean log-prob of what was sampled estimates the entropy without a pass of its own.
+        meters.add(entropy=-rollout_logprob / num_tokens, action_length=num_tokens / num_turns)
+
+    def complete_features(self) -> int:
+        """Read the games in the buffer that lack what this algorithm keeps beside them; how many there were."""
+        return 0
+
+    def update_critic(self, meters: Meters, on_step: OnStep = ignore) -> None:
+        """Learn to value; nothing where an algorithm has no critic."""
+
+    def update_actor(self, meters: Meters, on_step: OnStep = ignore) -> None:
+        """Move the actor."""
+        raise NotImplementedError
+
+    # -- the actor's step --------------------------------------------------------------------------
+
+    def take_actor_step(
+        self,
+        passes: Sequence[ScoredActions],
+        games: Int64,
+        meters: Meters,
+        *,
+        kind: PolicyLoss = "reinforce",
+        **more: float,
+    ) -> ActorLoss:
+        """One optimizer step on these actions, which stand in these games of the buffer. more: clip, awr_beta."""
+        u: UpdateConfig = self.update
+        out = accumulated_actor_loss(
+            self.actor,
+            passes,
+            kind=kind,
+            temperature=self.config.rollout.temperature,
+            kl_coef=u.kl_coef,
+            entropy_coef=u.entropy_coef,
+            **more,
+        )
+        meters.add(actor_loss=out.policy_loss, entropy_fresh=out.entropy)
+        if kind == "ppo_clip":
+            meters.add(clip_fraction=out.clip_fraction)
+        meters.count(actor_steps=1, useful_tokens=sum(scored.rows.numel() for scored in passes))
+        self.actor_step(out.loss, meters, games)
+        return out
+
+    # -- games of the buffer -----------------------------------------------------------------------
+
+    def collate(self, trajectory_ids: Int64) -> PackedBatch:
+        """These games as one packed batch on the actor's device."""
+        arrays = self.buffer.collate(trajectory_ids, memory=self.staging.memory)
+        batch = PackedBatch.from_arrays(arrays, self.actor.device)
+        self.staging.keep_until_copied(arrays)
+        return batch
+
+    def passes(self, lengths: list[int]) -> list[np.ndarray]:
+        """Which of some games share a pass over the trunk: their places in `lengths`, ascending."""
+        return pack_tokens(lengths, max(self.config.model.max_pass_tokens, max(lengths)))
+
+    def read_start_policy(self, games: Int64) -> Iterator[tuple[Int64, PackedBatch, GameFeatures]]:
+        """Its passes over these games: the ids in each, the batch, and what it makes of it."""
+        for part in self.passes(self.buffer.lengths(games).tolist()):
+            batch = self.collate(games[part])
+            with torch.no_grad():
+                features = read_games(self.reference, batch, self.config.rollout.temperature)
+            yield games[part], batch, features
+
+    def turns_of(self, trajectory_ids: Int64) -> np.ndarray:
+        """The ids of all their turns, game after game."""
+        first, count = self.buffer.turn_span(trajectory_ids)
+        return np.concatenate([np.arange(f, f + n) for f, n in zip(first, count, strict=True)])
+
+    # -- checkpoints -------------------------------------------------------------------------------
+
+    def modules(self) -> dict[str, nn.Module]:
+        """What is trained beside the actor."""
+        return {}
+
+    def steps(self) -> dict[str, GuardedStep]:
+        """The optimizers."""
+        return {"actor": self.actor_step}
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Everything but the policy, the buffer and `state_numbers` that an exact resume needs."""
+        tensors = {f"{name}.{k}": v for name, module in self.modules().items() for k, v in module.state_dict().items()}
+        for name, step in self.steps().items():
+            tensors |= {f"optimizer.{name}.{k}": v for k, v in step.state_tensors().items()}
+        return tensors
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of `state_tensors`; KeyError or RuntimeError names what is missing or misshapen."""
+
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        for name, module in self.modules().items():
+            mine, saved = set(module.state_dict()), under(f"{name}.")
+            if mine != saved.keys():
+                raise KeyError(f"{name}.{sorted(mine ^ saved.keys())[0]}")
+            module.load_state_dict(saved, strict=False)
+        for name, step in self.steps().items():
+            step.load_state_tensors(under(f"optimizer.{name}."))
+
+    def state_numbers(self) -> dict[str, Any]:
+        """Counters and random states as plain values."""
+        return {
+            "rng": self.rng.bit_generator.state,
+            "steps": {name: [s.num_steps, s.skipped_in_a_row] for name, s in self.steps().items()},
+            "trunk_version": self.trunk_version,
+        }
+
+    def load_state_numbers(self, numbers: dict[str, Any]) -> None:
+        """Inverse of `state_numbers`; ValueError where they belong to another start policy."""
+        if (saved := numbers["trunk_version"]) != self.trunk_version:
+            raise ValueError(
+                f"trunk_version: features of a trunk {saved:08x}, but the start policy is {self.trunk_version:08x}"
+            )
+        self.rng.bit_generator.state = numbers["rng"]
+        for name, step in self.steps().items():
+            step.num_steps, step.skipped_in_a_row = numbers["steps"][name]

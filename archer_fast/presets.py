@@ -1,0 +1,86 @@
+"""Named settings: each algorithm as it is compared, and the paper's own numbers."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from archer_fast.config import Config, from_dict, to_dict
+
+# ArCHer as published (arXiv 2402.19446): a critic with an encoder of its own, fresh a' in V's target, one fresh action
+# a replayed state, A = min Q - min V, no trust region. Only the step sizes are a model's own business.
+_EXACT: dict[str, Any] = {
+    "critic.trunk": "separate",
+    "critic.value_target": "resample",
+    "critic.reads_logprob": False,
+    "critic.reads_turn": False,
+    "critic.reads_repeated": False,
+    "actor.advantage": "q_minus_v",
+    "actor.alternatives": 1,
+    "actor.epochs": 3,
+    "actor.kl_coef": 0.0,
+    "actor.max_kl_step": 1e9,
+}
+
+# Offline: 20 iterations of games by the start policy, which has not moved, then learning from them alone.
+_OFFLINE: dict[str, Any] = {
+    "rollout.iterations": 20,
+    "buffer.max_trajectories": 4096,
+    "critic.warmup_iterations": 20,
+    "actor.actions": "logged",
+    "actor.advantage": "q_minus_v",
+    "actor.loss": "awr",
+    "actor.kl_coef": 0.0,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "archer": {},
+    "archer-exact": {**_EXACT, "critic.trunk_lr": 3e-4},
+    # The paper's numbers for Twenty Questions with gpt2 and roberta-base; at them a model of another size hardly moves.
+    "paper": {
+        **_EXACT,
+        "critic.lr": 2e-5,
+        "critic.trunk_lr": 2e-5,
+        "critic.warmup_iterations": 20,
+        "actor.lr": 1e-6,
+        "buffer.max_trajectories": 8192,
+        "buffer.max_tokens": 1 << 23,
+    },
+    "archer-token-baseline": {"actor.token_baseline": True},
+    "archer-resample": {"critic.value_target": "resample"},
+    "archer-residual": {
+        "actor.data": "on_policy",
+        "actor.actions": "logged",
+        "actor.advantage": "residual",
+        "actor.loss": "ppo_clip",
+        "actor.normalise_advantages": True,
+        "actor.epochs": 16,
+    },
+    "offline-iql": {**_OFFLINE, "critic.value_target": "expectile"},
+    "offline-sarsa": _OFFLINE,
+    "chai": {"rollout.best_of": 5, "actor.epochs": 0},
+    "ppo": {"algorithm": "ppo", "ppo.epochs": 16},
+    "turn-ppo": {"algorithm": "ppo", "ppo.level": "turn", "ppo.epochs": 16},
+    "reinforce": {"algorithm": "reinforce"},
+    "rloo": {"algorithm": "reinforce", "reinforce.baseline": "group"},
+    "filtered-bc": {"algorithm": "filtered-bc", "filtered_bc.kl_coef": 0.0},
+    "bc": {"algorithm": "filtered-bc", "filtered_bc.kl_coef": 0.0, "filtered_bc.share": 1.0},
+}
+
+
+def with_preset(config: Config, name: str) -> Config:
+    """`config` with the settings of a preset; ValueError with the nearest match for an unknown one."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"preset: wanted one of {', '.join(PRESETS)}, got {name!r}{hint}")
+    values = to_dict(config)
+    for dotted, value in ({"algorithm": "archer"} | PRESETS[name]).items():
+        *path, last = dotted.split(".")
+        inner = values
+        for key in path:
+            inner = inner[key]
+        assert last in inner, dotted
+        inner[last] = value
+    made: Config = from_dict(Config, values)
+    return made

@@ -1,0 +1,66 @@
+"""Named settings: each makes a valid run of the algorithm that it names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from archer_fast.config import Config, TaskConfig, from_dict, to_dict
+from archer_fast.presets import PRESETS, with_preset
+from archer_fast.resume import leaves
+
+ALGORITHMS = {
+    "ppo": "ppo",
+    "turn-ppo": "ppo",
+    "reinforce": "reinforce",
+    "rloo": "reinforce",
+    "filtered-bc": "filtered-bc",
+    "bc": "filtered-bc",
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_changes_what_it_names_and_nothing_else(name: str) -> None:
+    config = with_preset(Config(), name)
+    assert from_dict(Config, to_dict(config)) == config
+    assert config.algorithm == ALGORITHMS.get(name, "archer")
+    before, after = (dict(leaves(to_dict(c))) for c in (Config(), config))
+    assert {key: after[key] for key in PRESETS[name]} == PRESETS[name]
+    assert {key for key in after if after[key] != before[key]} <= PRESETS[name].keys()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_over_another_runs_settings_names_its_algorithm(name: str) -> None:
+    base = with_preset(Config(seed=5, task=TaskConfig("guess-number", {"high": 8})), "ppo")
+    config = with_preset(base, name)
+    assert config.algorithm == ALGORITHMS.get(name, "archer")
+    assert config.seed == 5 and config.task == base.task and base.algorithm == "ppo"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("archr", "; did you mean 'archer'?"), ("turn_ppo", "; did you mean 'turn-ppo'?"), ("xyz", "")],
+)
+def test_an_unknown_name_is_told_the_nearest(name: str, hint: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        with_preset(Config(), name)
+    assert str(caught.value) == f"preset: wanted one of {', '.join(PRESETS)}, got {name!r}{hint}"
+
+
+def test_settings_that_a_preset_cannot_stand_on_are_named() -> None:
+    small: dict[str, Any] = {"rollout": {"games": 100}}
+    with pytest.raises(ValueError, match=r"rollout\.games: wanted a multiple of reinforce\.group_size 8, got 100"):
+        with_preset(from_dict(Config, small), "rloo")
+
+
+def test_the_paper_is_exact() -> None:
+    """arXiv 2402.19446: A = min Q - min V of one fresh action, fresh a' in V's target, an encoder of its own."""
+    for name in ("archer-exact", "paper"):
+        c = with_preset(Config(), name)
+        assert (c.critic.trunk, c.critic.value_target, c.critic.td_lambda) == ("separate", "resample", 0)
+        assert (c.actor.data, c.actor.actions, c.actor.advantage, c.actor.alternatives) == (
+            "replay", "fresh", "q_minus_v", 1,
+        )  # fmt: skip
+        assert c.actor.loss == "reinforce" and c.actor.pessimistic and c.actor.kl_coef == 0
+        assert not (c.critic.reads_logprob or c.critic.reads_turn or c.critic.reads_repeated)
