@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from archer_fast.sealed_file import sync
 FORMAT = 3  # 1 held the buffer in one file, 2 the critic's features beside it
 MANIFEST = "manifest.json"
 BUFFER = "buffer"
+BEST = "best"
 
 
 class CheckpointError(RuntimeError):
@@ -29,7 +31,8 @@ class CheckpointError(RuntimeError):
 class Checkpoint:
     """A verified checkpoint folder: `policy/` (Hugging Face), state.safetensors, state.json.
 
-    And `buffer/`, which has a manifest of its own and is verified when it is loaded.
+    And `buffer/`, which has a manifest of its own and is verified when it is loaded; `best/`, where a run may need the
+    best policy so far.
     """
 
     path: Path
@@ -43,6 +46,10 @@ class Checkpoint:
     @property
     def buffer(self) -> Path:
         return self.path / BUFFER
+
+    @property
+    def best(self) -> Path:
+        return self.path / BEST
 
     def number(self, name: str) -> Any:
         if name not in self.numbers:
@@ -58,10 +65,12 @@ def save_checkpoint(
     tensors: dict[str, Tensor],
     numbers: dict[str, Any],
     keep: int = 2,
+    best: Path | None = None,
 ) -> Path:
     """Write folder/iteration-NNNNNN under a temporary name, sync it, rename it; then drop all but the last `keep`.
 
-    `save_buffer(to, previous)` is given the folder of the last checkpoint's buffer, whose files it may link.
+    `save_buffer(to, previous)` is given the folder of the last checkpoint's buffer, whose files it may link. `best`: a
+    folder of the best policy so far, to be kept too.
     Errors: OSError (a full disk, say) leaves every earlier checkpoint whole and no half-written one behind.
     """
     target = folder / f"iteration-{iteration:06d}"
@@ -70,6 +79,8 @@ def save_checkpoint(
 
     def write(path: Path) -> None:
         save_policy(path / "policy")
+        if best is not None:
+            shutil.copytree(best, path / BEST, copy_function=_link)
         save_buffer(path / BUFFER, previous)
         copies = {name: value.detach().cpu().clone() for name, value in tensors.items()}
         (path / "state.safetensors").write_bytes(safetensors.torch.save(copies))
@@ -111,6 +122,23 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
     else:
         temporary.rename(target)
     sync(target.parent)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Replace `target` by `source`, whose files nobody changes in place: by hard links where there are any."""
+
+
+    def write(path: Path) -> None:
+        shutil.copytree(source, path, copy_function=_link, dirs_exist_ok=True)
+
+    replace_folder(target, write)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
 
 
 def restore_folder(target: Path) -> None:

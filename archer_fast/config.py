@@ -375,13 +375,45 @@ class EvalConfig:
 
     every: int = 10
     """Iterations between evaluations; 0: only at the start and the end."""
-    games: int = 256
+    games: int = 512
     """Sampled games an evaluation."""
     final_games: int = 512
-    """Sampled games of the evaluation before and after the run."""
+    """Sampled games of the evaluation before and after the run, and greedy ones after it."""
+    probe_games: int = 32
+    """Sampled games that tell how the policy behaves after an iteration that plays none (`rollout.iterations`)."""
 
     def __post_init__(self) -> None:
-        _at_least(self, every=0, games=1, final_games=1)
+        _at_least(self, every=0, games=1, final_games=1, probe_games=1)
+
+
+@dataclass(slots=True)
+class CollapseConfig:
+    """When a policy counts as collapsed, by the mean of the last iterations, and what is done then.
+
+    A behaviour is no collapse while the return is clearly above the start's and near its best.
+    """
+
+    action: Literal["warn", "stop", "restore"] = "warn"
+    """`warn`: say so; `stop`: save and end the run, which counts as finished; `restore`: give the actor the weights and
+    the optimizer state of the best policy by evaluation so far (`best/`), while critic and replay stay."""
+    window: int = 5
+    """Iterations whose mean is judged; none before there are as many."""
+    return_errors: float = 4.0
+    """Return: standard errors of the difference that it may lie below the start's."""
+    max_invalid: float = 0.5
+    """Invalid turns: how far their share may go from the start's (0) to all turns (1)."""
+    max_repeat: float = 0.75
+    """Repeated turns: how far their share may go from the start's (0) to all turns (1)."""
+    min_entropy: float = 0.15
+    """Entropy a token, as a share of the start's."""
+    max_kl: float = 2.5
+    """Nats a token of KL(policy || start)."""
+    max_restores: int = 3
+    """Restores of a run; a collapse after them stops it."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, window=1, return_errors=0, max_kl=0, max_restores=0)
+        _within(self, max_invalid=(0.0, 1.0), max_repeat=(0.0, 1.0), min_entropy=(0.0, 1.0))
 
 
 @dataclass(slots=True)
@@ -413,6 +445,7 @@ class Config:
     reinforce: ReinforceConfig = field(default_factory=ReinforceConfig)
     filtered_bc: FilteredBCConfig = field(default_factory=FilteredBCConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    collapse: CollapseConfig = field(default_factory=CollapseConfig)
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Loggers beside metrics.jsonl, each an extra of the package."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,11 @@ EVALUATION_SEED = 1 << 40  # games of training count up from 0: evaluation never
 
 @dataclass(slots=True)
 class Evaluation:
-    """Figures of `num_games` games; `shares` are per turn: guess, question, repeat, invalid where the task tells."""
+    """Figures of `num_games` games; `shares` are per turn: guess, question, repeat, invalid where the task tells.
+
+    entropy: nats a token of the policy that sampled; action_length: tokens; kl: of that policy to the start's, nats an
+    action, None where nobody asked. A scripted player has none of them.
+    """
 
     num_games: int
     mean_return: float
@@ -32,14 +37,24 @@ class Evaluation:
     mean_turns: float
     shares: dict[str, float]
     trajectories: list[Trajectory] = field(repr=False)
+    entropy: float = math.nan
+    action_length: float = math.nan
+    kl: float | None = None
 
     def as_metrics(self, prefix: str) -> dict[str, float]:
         return {
             f"{prefix}return": self.mean_return,
             f"{prefix}return_se": self.standard_error,
             f"{prefix}win_rate": self.win_rate,
-            **{f"{prefix}{name}": share for name, share in self.shares.items()},
+            **{f"{prefix}{name}": value for name, value in self.behaviour.items()},
         }
+
+    @property
+    def behaviour(self) -> dict[str, float]:
+        """What the policy does, whatever it earns."""
+        behaviour = self.shares | {"turns": self.mean_turns, "entropy": self.entropy}
+        behaviour["action_length"] = self.action_length
+        return behaviour if self.kl is None else behaviour | {"kl": self.kl}
 
 
 def summarise(trajectories: Sequence[Trajectory]) -> Evaluation:
@@ -50,6 +65,8 @@ def summarise(trajectories: Sequence[Trajectory]) -> Evaluation:
     for t in trajectories:
         kinds.update(t.info.get("kinds", {}))
     turns = kinds.pop("turns", 0)
+    logprobs = [turn.rollout_logprobs for t in trajectories for turn in t.turns]
+    num_tokens = sum(one.size for one in logprobs)
     return Evaluation(
         num_games=returns.size,
         mean_return=float(returns.mean()) if returns.size else float("nan"),
@@ -58,7 +75,19 @@ def summarise(trajectories: Sequence[Trajectory]) -> Evaluation:
         mean_turns=sum(t.num_turns for t in trajectories) / n,
         shares={kind: kinds[kind] / max(1, turns) for kind in sorted({*kinds, *ALWAYS})},
         trajectories=list(trajectories),
+        # Minus the mean log-prob of what was sampled estimates the entropy without a pass of its own.
+        entropy=-float(np.concatenate(logprobs).mean(dtype=np.float64)) if logprobs else math.nan,
+        action_length=num_tokens / len(logprobs) if logprobs else math.nan,
     )
+
+
+def as_greedy(evaluation: Evaluation) -> dict[str, float]:
+    """What a greedy policy earned."""
+    return {
+        "greedy_return": evaluation.mean_return,
+        "greedy_return_se": evaluation.standard_error,
+        "greedy_win_rate": evaluation.win_rate,
+    }
 
 
 def evaluation_seeds(seed: int, games: int) -> range:
@@ -81,7 +110,7 @@ def evaluate_policy(
 ) -> Evaluation:
     """Play `games` games that depend on `seed` alone; the run's own random numbers are not touched.
 
-    player: what plays, made of the policy's engine (CHAI's choice by a critic), the engine itself where nothing is said.
+    player: what plays, made of the policy's engine (CHAI's choice by a critic); None: the engine itself.
     """
     engine = EmbeddedEngine(
         backbone,

@@ -13,19 +13,22 @@ from archer_fast import _C
 from archer_fast.algorithms import make_learner
 from archer_fast.algorithms.archer import Archer
 from archer_fast.backbone import Backbone, choose_device, load_backbone
+from archer_fast.best_policy import BestPolicy
 from archer_fast.buffer import TrajectoryBuffer
 from archer_fast.checkpoint import (
     Checkpoint,
     CheckpointError,
+    copy_folder,
     list_checkpoints,
     load_checkpoint,
     replace_folder,
     restore_folder,
     save_checkpoint,
 )
+from archer_fast.collapse import CollapseDetector
 from archer_fast.config import Config, to_dict
 from archer_fast.envs import registry
-from archer_fast.evaluation import Evaluation, encoder, evaluate_policy, render_game
+from archer_fast.evaluation import Evaluation, as_greedy, encoder, evaluate_policy, render_game
 from archer_fast.loggers import Loggers, check_installed
 from archer_fast.meters import Meters
 from archer_fast.rollout.best_of import BestOfEngine
@@ -70,7 +73,13 @@ class RunState:
         self.player = self._player(self.engine)
         self.iteration = 0
         self.num_games = 0
-        self.best: tuple[int, float, float] | None = None  # iteration, mean return, standard error
+        self.best = BestPolicy(
+            folder.best, actor, self.learner.actor_step, keeps_optimizer=config.collapse.action == "restore"
+        )
+        self.detector = CollapseDetector(config.collapse, {})
+        self.collapses: list[str] = []  # what was said of them
+        self.num_restores = 0
+        self.stopped_by: str | None = None
         self.loggers: Loggers
 
     # -- start and resume --------------------------------------------------------------------------
@@ -109,6 +118,8 @@ class RunState:
     ) -> RunState:
         for policy in (folder.start, folder.best, folder.final):
             restore_folder(policy)
+        if checkpoint.best.is_dir():  # best/ may be of a later iteration, which is now run again
+            copy_folder(checkpoint.best, folder.best)
         start, stop_token_id = _load(config, folder.start, device)
         actor, _ = _load(config, checkpoint.policy, device)
         try:
@@ -133,8 +144,15 @@ class RunState:
             raise CheckpointError(f"{checkpoint.path / 'state.json'}: field 'learner': {error}") from error
         run.iteration = checkpoint.number("iteration")
         run.num_games = checkpoint.number("num_games")
-        best = checkpoint.number("best")
-        run.best = None if best is None else (best[0], best[1], best[2])
+        iteration, mean_return, standard_error = checkpoint.number("best")
+        run.best.found = (iteration, mean_return, standard_error)
+        run.collapses = checkpoint.number("collapses")
+        run.num_restores = checkpoint.number("num_restores")
+        run.stopped_by = checkpoint.number("stopped_by") if config.collapse.action != "warn" else None
+        try:
+            run.detector = CollapseDetector.from_state(config.collapse, checkpoint.number("detector"))
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{checkpoint.path / 'state.json'}: field 'detector': {error}") from error
         watcher.message(f"resumed from {checkpoint.path} after iteration {run.iteration}, {run.num_games} games")
         if num_read := run.learner.complete_features():
             watcher.message(f"{num_read} games had no features of this start policy: they were read again")
@@ -157,6 +175,11 @@ class RunState:
         say(f"buffer C++ ring ({_C.__name__}), {len(buffer)} games in it, {features}")
 
     # -- one iteration -----------------------------------------------------------------------------
+
+    @property
+    def over(self) -> bool:
+        """All iterations are done, or a collapse ended the run."""
+        return self.iteration >= self.config.iterations or self.stopped_by is not None
 
     def play_games(self, meters: Meters) -> list[Trajectory]:
         """This iteration's games, played by the present actor."""
@@ -187,13 +210,27 @@ class RunState:
         return played.trajectories
 
     def evaluate_if_due(self) -> dict[str, float]:
-        """Every `eval.every` iterations: sampled games; the best policy so far is kept in best/."""
-        every = self.config.eval.every
-        if not every or self.iteration % every or self.iteration == self.config.iterations:
-            return {}
-        evaluation = self._evaluate(self.config.eval.games)
-        self._keep_if_best(evaluation)
-        return evaluation.as_metrics("eval_")
+        """Every `eval.every` iterations: sampled games; the best policy so far is kept in best/.
+
+        Where an iteration played nothing, some games are played after it for what they tell of the policy.
+        """
+        every, playing = self.config.eval.every, self.config.rollout.iterations
+        offline = playing is not None and self.iteration > playing
+        row: dict[str, float] = {}
+        if every and self.iteration % every == 0 and self.iteration < self.config.iterations:
+            evaluation = self._evaluate(self.config.eval.games)
+            self.best.keep_if_better(self.iteration, evaluation)
+            row = evaluation.as_metrics("eval_")
+        elif offline:
+            evaluation = self._evaluate(self.config.eval.probe_games)
+        if offline:
+            row |= {"probe_return": evaluation.mean_return, "probe_return_se": evaluation.standard_error}
+            row |= evaluation.behaviour
+        return row
+
+    def check_collapse(self, row: dict[str, float]) -> dict[str, float]:
+        """`collapsed` of this row; where it is, `collapse.action` is done."""
+        return {"collapsed": float(self.collapse.check({"iteration": self.iteration, **row}))}
 
     def record(self, row: dict[str, float]) -> None:
         """One row of metrics, to every logger and the watcher."""
@@ -212,21 +249,27 @@ class RunState:
             {
                 "iteration": self.iteration,
                 "num_games": self.num_games,
-                "best": self.best,
+                "best": self.best.found,
                 "learner": self.learner.state_numbers(),
+                "detector": self.detector.state(),
+                "collapses": self.collapses,
+                "num_restores": self.num_restores,
+                "stopped_by": self.stopped_by,
             },
+            best=self.folder.best if self.best.keeps_optimizer else None,
         )
 
     # -- begin and end -----------------------------------------------------------------------------
 
     def _evaluate_start(self) -> None:
         before = self._evaluate(self.config.eval.final_games, final=True)
-        self._keep_if_best(before)
+        self.best.keep_if_better(0, before)
+        self.detector = CollapseDetector(self.config.collapse, before.as_metrics("eval_"))
         self._show(self.folder.games_before, before)
         write_json(self.folder.path / "before.json", before.as_metrics(""))
         self.record(before.as_metrics("eval_"))
 
-    def finish(self) -> dict[str, float]:
+    def finish(self) -> dict[str, Any]:
         """Evaluate the last policy and the best one, keep the better in best/, write summary.json."""
         games = self.config.eval.final_games
         last = self._evaluate(games, final=True)
@@ -234,21 +277,25 @@ class RunState:
         greedy = self._evaluate(games, greedy=True, final=True)
         best_policy, _ = _load(self.config, self.folder.best, self.actor.device)
         best = self._evaluate(games, policy=best_policy, final=True)
-        assert self.best is not None
         if last.mean_return >= best.mean_return:
-            best, self.best = last, (self.iteration, last.mean_return, last.standard_error)
-            replace_folder(self.folder.best, self.actor.save)
+            best = last
+            self.best.keep(self.iteration, last)
         self._show(self.folder.games_after, best)
-        summary = {
+        assert self.best.found is not None
+        summary: dict[str, Any] = {
             "games": self.num_games,
             **{f"before_{k}": v for k, v in read_json(self.folder.path / "before.json").items()},
             **best.as_metrics("best_"),
-            "best_iteration": self.best[0],
+            "best_iteration": self.best.found[0],
             **last.as_metrics("last_"),
-            "last_greedy_return": greedy.mean_return,
+            **{f"last_{name}": value for name, value in as_greedy(greedy).items()},
             "finished_at": time.time(),
         }
-        self.record({**last.as_metrics("eval_"), "greedy_return": greedy.mean_return})
+        if self.collapses:
+            summary |= {"collapses": self.collapses, "restores": self.num_restores}
+        if self.stopped_by is not None:
+            summary["stopped_by"] = self.stopped_by
+        self.record({**last.as_metrics("eval_"), **as_greedy(greedy)})
         write_json(self.folder.summary, summary)
         return summary
 
@@ -257,7 +304,7 @@ class RunState:
     ) -> Evaluation:
         """`final`: on games of their own, not those by which the best policy was chosen."""
         self.watcher.phase("evaluate", games)
-        return evaluate_policy(
+        evaluation = evaluate_policy(
             policy if policy is not None else self.actor,
             self.stop_token_id,
             self.config.task,
@@ -268,6 +315,9 @@ class RunState:
             player=self._player,
             on_game=lambda game: self.watcher.advance(),
         )
+        if evaluation.num_games and not greedy:
+            evaluation.kl = self.learner.kl_to_start(evaluation.trajectories)
+        return evaluation
 
     def _player(self, engine: EmbeddedEngine) -> EmbeddedEngine | BestOfEngine:
         """What plays: the engine, or the critic's choice among its actions."""
@@ -275,11 +325,6 @@ class RunState:
             return engine
         assert isinstance(self.learner, Archer)  # Config sees to it
         return BestOfEngine(engine, self.config.rollout.best_of, self.learner.score)
-
-    def _keep_if_best(self, evaluation: Evaluation) -> None:
-        if self.best is None or evaluation.mean_return > self.best[1]:
-            self.best = (self.iteration, evaluation.mean_return, evaluation.standard_error)
-            replace_folder(self.folder.best, self.actor.save)
 
     def _show(self, path: Path, evaluation: Evaluation) -> None:
         games = [render_game(game, self.actor.tokenizer) for game in evaluation.trajectories[:GAMES_SHOWN]]

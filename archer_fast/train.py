@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -30,8 +31,8 @@ class Interrupted(KeyboardInterrupt):
         self.path = path
 
 
-def train(config: Config, folder: RunFolder, watcher: Watcher) -> dict[str, float]:
-    """Run the algorithm of `config` and return the summary (before, after, best).
+def train(config: Config, folder: RunFolder, watcher: Watcher) -> dict[str, Any]:
+    """Run the algorithm of `config` and return the summary (before, after, best, what stopped it early).
 
     One iteration: play games with the actor, store them, let the critic learn from replayed turns, then let
     the actor learn from the critic, once the critic's warm-up is over. Other algorithms have no critic phase, or
@@ -48,11 +49,11 @@ def train(config: Config, folder: RunFolder, watcher: Watcher) -> dict[str, floa
 
 
 def iterate(run: RunState, watcher: Watcher) -> None:
-    """Iterations until all are done; after Ctrl-C, Interrupted once the present one is saved."""
+    """Iterations until the run is over; after Ctrl-C, Interrupted once the present one is saved."""
     config, learner, meters, clock = run.config, run.learner, Meters(), Clock()
     saved: Path | None = None  # where the present iteration lies
     with StopRequest(watcher) as stop:
-        while run.iteration < config.iterations and not stop.requested:
+        while not run.over and not stop.requested:
             try:
                 with clock("rollout"):
                     games = run.play_games(meters)
@@ -70,8 +71,9 @@ def iterate(run: RunState, watcher: Watcher) -> None:
             saved = None
             with clock("other"):
                 evaluation = run.evaluate_if_due()
-            run.record({**measure(games, meters, clock), **evaluation})
-            if run.iteration % config.checkpoint_every == 0 or run.iteration == config.iterations:
+            row = {**measure(games, meters, clock), **evaluation}
+            run.record(row | run.check_collapse(row))  # which may end the run, or give the actor its best policy back
+            if run.iteration % config.checkpoint_every == 0 or run.over:
                 with clock("other"):  # in the next iteration's row: this one is written
                     saved = run.save()
     if stop.requested:
@@ -121,8 +123,7 @@ class Clock:
 
 def measure(games: list[Trajectory], meters: Meters, clock: Clock) -> dict[str, float]:
     """One iteration's row of metrics: what was played, what was learned, where the time went."""
-    played = summarise(games)
-    row = {**played.as_metrics(""), "turns": played.mean_turns} if games else {}  # offline: nothing was played
+    row = summarise(games).as_metrics("") if games else {}  # offline: nothing was played
     row |= meters.read()
     seconds = clock.read()
     row |= {f"seconds_{phase}": round(value, 4) for phase, value in seconds.items()}

@@ -109,6 +109,7 @@ def test_a_wrong_value_is_named_with_its_place(values: Any, message: str) -> Non
         (lambda: CriticConfig(lr=float("inf")), "lr: wanted at least 0, got inf"),
         (lambda: CriticConfig(lr=float("nan")), "lr: wanted at least 0, got nan"),
         (lambda: ActorConfig(alternatives=0, advantage="q_minus_v"), "alternatives: wanted at least 1, got 0"),
+        (lambda: ActorConfig(gae_lambda=1.5), "gae_lambda: wanted a number from 0 to 1, got 1.5"),
         (lambda: ActorConfig(clip=1.5), "clip: wanted a number from 0 to 1, got 1.5"),
         (lambda: ActorConfig(batch_games=0), "batch_games: wanted at least 1, got 0"),
         (lambda: RolloutConfig(best_of=0), "best_of: wanted at least 1, got 0"),
@@ -146,17 +147,23 @@ GROUPS = ReinforceConfig(baseline="group", group_size=3)
         ),
         (
             lambda: ActorConfig(advantage="residual"),
-            "advantage: 'residual' is of logged actions; wanted actions = logged, got fresh",
+            "advantage: 'residual' is of logged actions; wanted actions = logged or both, got fresh",
         ),
         (
             lambda: ActorConfig(alternatives=1),
-            "advantage: 'centred' compares fresh actions; wanted actions = fresh and at least 2 alternatives, "
-            "got fresh and 1",
+            "alternatives: wanted at least 2 to compare, got 1",
         ),
         (
             lambda: ActorConfig(actions="logged"),
-            "advantage: 'centred' compares fresh actions; wanted actions = fresh and at least 2 alternatives, "
-            "got logged and 4",
+            "advantage: 'centred' compares fresh actions; wanted actions = fresh or both, got logged",
+        ),
+        (
+            lambda: ActorConfig(actions="both", advantage="residual", alternatives=1),
+            "alternatives: wanted at least 2 to compare, got 1",
+        ),
+        (
+            lambda: ActorConfig(actions="both", advantage="q_minus_v"),
+            "advantage: wanted centred or residual where actions = both, got q_minus_v",
         ),
         (
             lambda: Config(algorithm="ppo", rollout=RolloutConfig(best_of=2)),
@@ -205,6 +212,9 @@ def test_what_another_algorithm_would_mind_is_allowed() -> None:
     Config(algorithm="reinforce", reinforce=GROUPS, rollout=RolloutConfig(games=129))
     ActorConfig(advantage="q_minus_v", alternatives=1)
     ActorConfig(advantage="q_minus_v", actions="logged")
+    ActorConfig(advantage="residual", actions="logged", alternatives=1)
+    ActorConfig(advantage="residual", actions="both")
+    ActorConfig(advantage="centred", actions="both")
 
 
 def test_the_chosen_algorithm_decides_what_counts() -> None:

@@ -329,7 +329,7 @@ class Archer(Learner):
             passes.append(ScoredActions.of_games(batch, layout, ref_logprobs, advantages))
             credits.append(advantages)
         meters.add(advantage_std=torch.cat(credits).std(correction=0))
-        return self._prepared(passes, games, meters)
+        return passes
 
     def _prepared(self, passes: list[ScoredActions], games: np.ndarray, meters: Meters) -> list[ScoredActions]:
         """As they go into the loss: less the token baseline, normalised, where these are asked for."""

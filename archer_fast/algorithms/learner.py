@@ -18,7 +18,7 @@ from archer_fast.critic import GameFeatures, read_games
 from archer_fast.device_staging import DeviceStaging
 from archer_fast.meters import Meters
 from archer_fast.optim import GuardedStep
-from archer_fast.packing import Int64
+from archer_fast.packing import Int64, pack_trajectories
 from archer_fast.rollout.embedded import EmbeddedEngine
 from archer_fast.token_packer import pack_tokens
 from archer_fast.trajectory import Trajectory
@@ -61,16 +61,23 @@ class Learner:
         self.newest = games
         if games.size == 0:
             return
-        sums, num_turns = [], 0
+        moved, num_turns = [], 0
         for _, batch, features in self.read_start_policy(games):
-            logprob = features.action.logprob.sum()
-            sums.append(torch.stack([batch.rollout_logprobs.sum(), logprob, batch.action_mask.sum()]))
+            moved.append(batch.rollout_logprobs.sum() - features.action.logprob.sum())
             num_turns += sum(batch.num_turns)
             meters.count(processed_tokens=batch.num_tokens)
-        rollout_logprob, logprob, num_tokens = torch.stack(sums).sum(0)
-        meters.add(kl=(rollout_logprob - logprob) / num_turns)
-        # Minus the mean log-prob of what was sampled estimates the entropy without a pass of its own.
-        meters.add(entropy=-rollout_logprob / num_tokens, action_length=num_tokens / num_turns)
+        meters.add(kl=torch.stack(moved).sum() / num_turns)
+
+    @torch.no_grad()
+    def kl_to_start(self, trajectories: Sequence[Trajectory]) -> float:
+        """KL(policy that sampled || start), nats an action, by games that are not stored."""
+        moved = 0.0
+        for part in self.passes([game.num_tokens for game in trajectories]):
+            packed = pack_trajectories([trajectories[i] for i in part])
+            batch = PackedBatch.from_arrays(packed, self.actor.device)
+            logprobs = read_games(self.reference, batch, self.config.rollout.temperature).action.logprob
+            moved += (batch.rollout_logprobs.sum() - logprobs.sum()).item()
+        return moved / sum(game.num_turns for game in trajectories)
 
     def complete_features(self) -> int:
         """Read the games in the buffer that lack what this algorithm keeps beside them; how many there were."""

@@ -172,9 +172,15 @@ def credit_by_hand(learner: Archer, game: Trajectory) -> Tensor:
 
     if a.advantage == "q_minus_v":
         return one(q) - one(v)
-    rewards = torch.tensor([turn.reward for turn in game.turns])
     behind = torch.cat([one(v)[1:], one(end[:, None]) * (not game.terminated)])
-    return rewards + GAMMA * behind - one(v)
+    credit = torch.tensor([turn.reward for turn in game.turns]) + GAMMA * behind - one(v)
+    for i in reversed(range(game.num_turns - 1)):
+        credit[i] += GAMMA * a.gae_lambda * credit[i + 1]
+    return credit
+
+
+def by_token(of_turns: Tensor, game: Trajectory) -> Tensor:
+    return of_turns.repeat_interleave(torch.tensor([turn.action_ids.size for turn in game.turns]))
 
 
 @pytest.mark.parametrize("trunk", ["frozen", "shared", "separate"])
@@ -184,8 +190,9 @@ def credit_by_hand(learner: Archer, game: Trajectory) -> Tensor:
         {"advantage": "q_minus_v", "loss": "awr", "awr_beta": 2.0, "kl_coef": 0.0},
         {"advantage": "q_minus_v", "loss": "reinforce", "pessimistic": False, "kl_coef": 0.2},
         {"advantage": "residual", "loss": "ppo_clip", "clip": 0.1, "normalise_advantages": True, "data": "on_policy"},
+        {"advantage": "residual", "gae_lambda": 0.7, "loss": "reinforce"},
     ],
-    ids=["awr", "reinforce", "residual"],
+    ids=["awr", "reinforce", "residual", "gae"],
 )
 def test_a_step_on_logged_actions_is_that_of_plain_torch(make_lm: MakeLM, trunk: str, actor: dict[str, Any]) -> None:
     """All turns of all games; on policy of this iteration's alone."""
@@ -196,11 +203,7 @@ def test_a_step_on_logged_actions_is_that_of_plain_torch(make_lm: MakeLM, trunk:
     learner.update_critic(Meters())
     a = learner.config.actor
     games = new if a.data == "on_policy" else [*old, *new]
-    of_tokens = []
-    for game in games:
-        sizes = torch.tensor([turn.action_ids.size for turn in game.turns])
-        of_tokens.append(credit_by_hand(learner, game).repeat_interleave(sizes))
-    credit = torch.cat(of_tokens)
+    credit = torch.cat([by_token(credit_by_hand(learner, game), game) for game in games])
     if a.normalise_advantages:
         credit = credit / credit.square().mean().sqrt()
     logprobs = torch.cat([action_logprobs(learner.actor, game) for game in games])
@@ -243,8 +246,10 @@ def test_steps_on_logged_actions_end_once_the_policy_has_moved_from_the_one_that
         {"advantage": "centred", "alternatives": 3, "kl_coef": 0.2},
         {"advantage": "q_minus_v", "alternatives": 1, "kl_coef": 0.0},
         {"advantage": "q_minus_v", "alternatives": 2, "kl_coef": 0.1, "loss": "awr", "normalise_advantages": True},
+        {"advantage": "residual", "alternatives": 3, "kl_coef": 0.2, "actions": "both", "gae_lambda": 0.7},
+        {"advantage": "centred", "alternatives": 3, "kl_coef": 0.2, "actions": "both", "normalise_advantages": True},
     ],
-    ids=["centred", "paper", "awr"],
+    ids=["centred", "paper", "awr", "both", "both-normalised"],
 )
 def test_a_step_on_fresh_actions_is_that_of_plain_torch(make_lm: MakeLM, trunk: str, actor: dict[str, Any]) -> None:
     learner = make_learner(make_lm, make_config({"trunk": trunk}, states_per_game=2, **actor))
@@ -276,25 +281,32 @@ def test_a_step_on_fresh_actions_is_that_of_plain_torch(make_lm: MakeLM, trunk: 
     a = learner.config.actor
     heads, trunk_model = learner.critic.heads, learner.critic.trunk
     q = torch.stack([q_of(heads, trunk_model, *one).amin() for one in found])
-    if a.advantage == "centred":
+    if a.advantage != "q_minus_v":
         assert len(found) == 3 * sum(min(game.num_turns, 2) for game in games)
         advantages = (q.view(-1, 3) - q.view(-1, 3).mean(1, keepdim=True)).view(-1)
     else:
         advantages = q - torch.stack([q_and_v(heads, trunk_model, g)[1][:, t].amin() for g, t, _ in found])
     credit = advantages.repeat_interleave(torch.tensor([ids.size for _, _, ids in found]))
-    if a.normalise_advantages:
-        credit = credit / credit.square().mean().sqrt()
     played = [Trajectory((*g.turns[:t], replaced(g, t, ids)), np.array([]), True, False) for g, t, ids in found]
     sizes = [ids.size for _, _, ids in found]
     logprobs = torch.cat([action_logprobs(learner.actor, game)[-n:] for game, n in zip(played, sizes, strict=True)])
     reference = torch.cat(
         [action_logprobs(learner.reference, game).detach()[-n:] for game, n in zip(played, sizes, strict=True)]
     )
+    num_actions = len(found)
+    if a.actions == "both":  # and those that were taken, each by its residual
+        credit = torch.cat([credit, *(by_token(credit_by_hand(learner, game), game) for game in games)])
+        logprobs = torch.cat([logprobs, *(action_logprobs(learner.actor, game) for game in games)])
+        reference = torch.cat([reference, *(action_logprobs(learner.reference, game).detach() for game in games)])
+        num_actions += sum(game.num_turns for game in games)
+    if a.normalise_advantages:
+        credit = credit / credit.square().mean().sqrt()
     loss = -(credit.exp() if a.loss == "awr" else credit) * logprobs
-    loss = (loss + a.kl_coef * 0.5 * (logprobs - reference).square()).sum() / len(found)
+    loss = (loss + a.kl_coef * 0.5 * (logprobs - reference).square()).sum() / num_actions
     row = meters.read()
     assert row["q_fresh"] == pytest.approx(q.mean().item(), rel=1e-3, abs=1e-4)
-    assert row["advantage_std"] == pytest.approx(advantages.std(correction=0).item(), rel=1e-3, abs=1e-4)
+    if a.actions != "both":
+        assert row["advantage_std"] == pytest.approx(advantages.std(correction=0).item(), rel=1e-3, abs=1e-4)
     wanted = gradients(learner.actor, loss)
     for name, p in learner.actor.named_parameters():
         p.grad = got[name]
@@ -309,10 +321,12 @@ def replaced(game: Trajectory, turn: int, action: np.ndarray) -> Any:
 # -- the token baseline, and CHAI's choice ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("actions", ["fresh", "logged"])
-def test_the_token_baseline_is_subtracted_saved_and_stepped(make_lm: MakeLM, actions: Any) -> None:
+@pytest.mark.parametrize(
+    ("actions", "advantage"), [("fresh", "q_minus_v"), ("logged", "q_minus_v"), ("both", "residual")]
+)
+def test_the_token_baseline_is_subtracted_saved_and_stepped(make_lm: MakeLM, actions: Any, advantage: Any) -> None:
     config = make_config(
-        {"lr": 1e-2}, token_baseline=True, actions=actions, advantage="q_minus_v", epochs=3, normalise_advantages=True
+        {"lr": 1e-2}, token_baseline=True, actions=actions, advantage=advantage, epochs=3, normalise_advantages=True
     )
     learner, meters = make_learner(make_lm, config), Meters()
     learner.insert(random_games(), meters)

@@ -86,6 +86,8 @@ def two_games() -> tuple[PackedBatch, GameFeatures]:
         ({"advantage": "residual"}, [-1 + 15 - 10, 2 - 30, 4 + 35 - 50, 8 + 1 - 70]),
         # their mean: 15, 35, 55, 75, and 3
         ({"advantage": "residual", "pessimistic": False}, [-1 + 17.5 - 15, 2 - 35, 4 + 37.5 - 55, 8 + 1.5 - 75]),
+        # residuals 4, -28 and -11, -61: each and a quarter of what follows
+        ({"advantage": "residual", "gae_lambda": 0.5}, [4 - 7, -28, -11 - 15.25, -61]),
         ({"advantage": "q_minus_v"}, [1, 3, 5, 7]),
         ({"advantage": "q_minus_v", "pessimistic": False}, [1.5, 3.5, 5.5, 7.5]),
     ],
