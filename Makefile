@@ -52,9 +52,9 @@ train: install
 reproduce: install
 	@scripts/reproduce.sh
 
-test: lint test-cpp test-pythons test-ops-alone test-interpreter test-python
+test: lint test-cpp test-ops-alone test-pythons test-interpreter test-python
 
-test-all: lint test-cpp test-pythons test-ops-alone test-interpreter
+test-all: lint test-cpp test-ops-alone test-pythons test-interpreter
 	@$(BIN)/pytest $(ARGS)
 
 test-python: .venv/.dev .venv/.built

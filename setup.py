@@ -40,7 +40,8 @@ class CMakeBuild(build_ext):
         cmake = build_tool("cmake", "CMAKE_BIN_DIR")
         ninja = build_tool("ninja", "BIN_DIR")
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build_folder = Path(self.build_temp).resolve() / "cmake"
+        # One for every Python, and kept: the core, half of the work, is compiled once for all of them.
+        build_folder = ROOT / "build" / "cmake"
         build_folder.mkdir(parents=True, exist_ok=True)
         # An isolated build's tools are gone at the next build, but the cache would still name them.
         (build_folder / "CMakeCache.txt").unlink(missing_ok=True)

@@ -127,7 +127,6 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
 def copy_folder(source: Path, target: Path) -> None:
     """Replace `target` by `source`, whose files nobody changes in place: by hard links where there are any."""
 
-
     def write(path: Path) -> None:
         shutil.copytree(source, path, copy_function=_link, dirs_exist_ok=True)
 

@@ -13,7 +13,7 @@ import secrets
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -87,7 +87,7 @@ def train(argv: Sequence[str]) -> None:
         console.print(escape(line), soft_wrap=True, highlight=False)
 
 
-def _run(config: Config, folder: RunFolder, console: Console) -> Mapping[str, float]:
+def _run(config: Config, folder: RunFolder, console: Console) -> Mapping[str, Any]:
     """Start the run in its locked folder, or go on with it; returns its summary."""
     from archer_fast.display import make_display
     from archer_fast.resume import changed_settings
@@ -99,9 +99,12 @@ def _run(config: Config, folder: RunFolder, console: Console) -> Mapping[str, fl
         said.append("no checkpoint yet: the run begins anew")
     elif config.resume:
         said += [f"changed: {line}" for line in changed_settings(folder.load_config(), config)]
-        if folder.summary.exists() and config.iterations <= folder.num_saved:
+        summary: Mapping[str, Any] = read_json(folder.summary) if folder.summary.exists() else {}
+        if summary and config.iterations <= folder.num_saved:
             console.print(f"all {folder.num_saved} iterations are done; --iterations N goes on to the Nth")
-            summary: Mapping[str, float] = read_json(folder.summary)
+            return summary
+        if "stopped_by" in summary and config.collapse.action != "warn":
+            console.print("a collapse has ended this run; --collapse.action warn goes on")
             return summary
         folder.summary.unlink(missing_ok=True)  # what it says is over
     with make_display(console) as display:
@@ -110,14 +113,16 @@ def _run(config: Config, folder: RunFolder, console: Console) -> Mapping[str, fl
         return run_training(config, folder, display)
 
 
-def _print_summary(console: Console, summary: Mapping[str, float]) -> None:
+def _print_summary(console: Console, summary: Mapping[str, Any]) -> None:
     table = Table("", "return", "± se", "win rate")
-    for name in ("before", "last", "best"):
+    for label, name in (("before", "before"), ("last", "last"), ("last, greedy", "last_greedy"), ("best", "best")):
         values = [summary.get(f"{name}_{key}") for key in ("return", "return_se", "win_rate")]
         if values[0] is not None:
             forms = ("{:.2f}", "{:.2f}", "{:.0%}")
-            table.add_row(name, *("" if v is None else form.format(v) for form, v in zip(forms, values, strict=True)))
+            table.add_row(label, *("" if v is None else form.format(v) for form, v in zip(forms, values, strict=True)))
     console.print(table)
+    if "stopped_by" in summary:
+        console.print(f"stopped early by the {summary['stopped_by']}", markup=False, highlight=False, soft_wrap=True)
 
 
 # -- eval, play, report, envs, bench -----------------------------------------------------------------

@@ -33,9 +33,9 @@ class TrainArgs:
     config: Path | None = None
     """A saved config.json, or the folder of a run, to start from; every other option given overrides it."""
     preset: str | None = None
-    """Settings to start from instead of the defaults (over those of --config): archer, archer-exact, paper, ppo,
-    turn-ppo, reinforce, rloo, filtered-bc, bc, chai, offline-iql, offline-sarsa, archer-residual, archer-resample,
-    archer-token-baseline."""
+    """Settings to start from instead of the defaults (over those of --config): archer, archer-exact, paper,
+    archer-fresh, archer-resample, archer-residual, archer-token-baseline, offline-iql, offline-sarsa, chai, ppo,
+    turn-ppo, reinforce, rloo, filtered-bc, bc."""
 
 
 @dataclass(slots=True)

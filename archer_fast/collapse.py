@@ -40,7 +40,7 @@ class CollapseDetector:
     window so far: whoever has solved a task may well be sure of himself and far from where he began. The share of a
     kind of turns alone is none either, as a solved task may be all guesses.
 
-        >>> start = {"eval_return": -16.8, "eval_return_se": .3, "eval_repeat": .18, "eval_entropy": 1.3}
+        >>> start = {"return": -16.8, "return_se": .3, "repeat": .18, "entropy": 1.3}
         >>> detector = CollapseDetector(CollapseConfig(window=2), start)
         >>> row = {"return": -16.0, "return_se": .5, "repeat": .86, "entropy": .11}
         >>> detector.see({"iteration": 24, **row}), detector.see({"iteration": 25, **row})
@@ -49,9 +49,9 @@ class CollapseDetector:
         ([], ['repeat', 'entropy'])
     """
 
-    def __init__(self, config: CollapseConfig, start: Row) -> None:
+    def __init__(self, config: CollapseConfig, start: Row | None = None) -> None:
         self.config = config
-        self.start = {name.removeprefix("eval_"): value for name, value in start.items() if name.startswith("eval_")}
+        self.start = dict(start or {})  # figures of the policy before training, named as in the rows
         self.collapsed: dict[str, str] = {}  # by the row seen last: name of the rule, words
         self._rows: deque[dict[str, float]] = deque(maxlen=config.window)
         self._best: Mean | None = None  # return of the best window so far

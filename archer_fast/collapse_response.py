@@ -15,11 +15,9 @@ class CollapseResponse:
     After `check`, `stopped_by` is what ended the run, None while it goes on.
     """
 
-    def __init__(
-        self, config: CollapseConfig, restore: Callable[[], str], say: Callable[[str], None], start: Row
-    ) -> None:
+    def __init__(self, config: CollapseConfig, restore: Callable[[], str], say: Callable[[str], None]) -> None:
         self.config, self.restore, self.say = config, restore, say
-        self.detector = CollapseDetector(config, start)
+        self.detector = CollapseDetector(config)
         self.said: list[str] = []
         self.num_restores = 0
         self.stopped_by: str | None = None
@@ -58,7 +56,7 @@ class CollapseResponse:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Inverse of `state`; KeyError names what is missing. A run that was stopped goes on where it is now to warn."""
+        """Inverse of `state`; KeyError names what is missing. What was stopped goes on if it is now to warn."""
         self.detector.load_state(state["detector"])
         self.said, self.num_restores = list(state["said"]), state["num_restores"]
         self.stopped_by = None if self.config.action == "warn" else state["stopped_by"]

@@ -143,7 +143,7 @@ class WarmStartConfig:
 class RolloutConfig:
     """How games are played."""
 
-    games: int = 128
+    games: int = 32
     """Games an iteration."""
     num_slots: int = 128
     """Games in flight at once."""
@@ -169,8 +169,8 @@ class RolloutConfig:
 class BufferConfig:
     """The replay of whole games (a C++ ring; the oldest leave first)."""
 
-    max_trajectories: int = 1024
-    """Games kept."""
+    max_trajectories: int = 256
+    """Games kept: those of the last iterations, whose actions are still like the policy's."""
     max_tokens: int = 1 << 20
     """Tokens kept (2 bytes each for a vocabulary of up to 65,536, else 4)."""
     max_feature_memory_gb: float = 4.0
@@ -221,7 +221,7 @@ class CriticConfig:
     """Critic steps an iteration."""
     batch_turns: int = 256
     """Transitions a critic step."""
-    warmup_iterations: int = 5
+    warmup_iterations: int = 4
     """Iterations before the actor first moves."""
     max_grad_norm: float = 1.0
     """Gradient clipping."""
@@ -269,9 +269,11 @@ class UpdateConfig:
 class ActorConfig(UpdateConfig):
     """The token-level actor of ArCHer."""
 
-    data: ActorData = "replay"
+    epochs: int = 8
+    """Actor steps an iteration."""
+    data: ActorData = "on_policy"
     """`replay`: states of replayed games; `on_policy`: states of this iteration's games."""
-    actions: ActionSource = "fresh"
+    actions: ActionSource = "both"
     """`fresh`: sampled anew at these states; `logged`: the actions that were taken there, all turns of a game; `both`
     in one step, fresh ones `centred` and logged ones by their `residual`."""
     advantage: Advantage = "centred"
@@ -279,7 +281,7 @@ class ActorConfig(UpdateConfig):
     `residual`: r + gamma V(s') - V(s) of a logged action."""
     gae_lambda: float = 0.0
     """Of `residual`: 0 is that of one turn; above 0 it also counts those of the turns that followed (GAE)."""
-    loss: PolicyLoss = "reinforce"
+    loss: PolicyLoss = "ppo_clip"
     """`reinforce` (the paper); `ppo_clip`: with the ratio to the policy that sampled; `awr`: weights exp(beta A)."""
     alternatives: int = 4
     """K, fresh actions a state; their mean Q is the baseline of `centred`."""
@@ -287,7 +289,7 @@ class ActorConfig(UpdateConfig):
     """States of a game that an actor step visits with fresh actions."""
     pessimistic: bool = True
     """The lesser of two heads, as in the paper; else their mean."""
-    normalise_advantages: bool = False
+    normalise_advantages: bool = True
     """Divide a batch's advantages by their root mean square."""
     token_baseline: bool = False
     """Subtract a value a token, fitted to the advantage, as the paper's token-level baseline does."""

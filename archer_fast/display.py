@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.text import Text
 
-WIDE = 115  # columns that the whole live line takes; a narrower terminal gets it without the bar and the time gone
+WIDE = 130  # columns that the whole live line takes; a narrower terminal gets it without bar, tokens/s and time gone
 
 
 class Display(Protocol):
@@ -49,6 +49,8 @@ class Pace:
         self._seen = 0
         self.number = self.total = 0
         self.mean_return: float | None = None
+        self.standard_error = 0.0  # of that mean
+        self.collapsed = False
         self.tokens_per_second: float | None = None
 
     def begin_iterations(self) -> None:
@@ -67,7 +69,10 @@ class Pace:
         if math.isfinite(new):
             old = self.mean_return
             self.mean_return = new if old is None else self.SMOOTHING * old + (1 - self.SMOOTHING) * new
+            past, weight = (0.0, 1.0) if old is None else (self.SMOOTHING * self.standard_error, 1 - self.SMOOTHING)
+            self.standard_error = math.hypot(past, weight * metrics.get("return_se", math.nan))
         self.tokens_per_second = metrics.get("tokens_per_second", self.tokens_per_second)
+        self.collapsed = metrics.get("collapsed", self.collapsed) > 0
 
     @property
     def elapsed(self) -> float:
@@ -82,11 +87,17 @@ class Pace:
         return max(0.0, per_iteration * (self.total - self.number) - running)
 
     def text(self, *, short: bool = False) -> str:
-        """`iteration 12/80  return -15.21  18,400 tokens/s  1:03 gone, 5:10 left`; `short`: without the time gone."""
+        """`iteration 12/80  return -15.21 ± 0.25  18,400 tokens/s  1:03 gone, 5:10 left`.
+
+        `short`: without tokens a second and the time gone.
+        """
         parts = [f"iteration {self.number}/{self.total}"] if self._seen else []
         if self.mean_return is not None:
-            parts.append(f"return {self.mean_return:.2f}")
-        if self.tokens_per_second is not None and math.isfinite(self.tokens_per_second):
+            error = f" ± {self.standard_error:.2f}" if math.isfinite(self.standard_error) else ""
+            parts.append(f"return {self.mean_return:.2f}{error}")
+        if self.collapsed:
+            parts.append("collapsed")
+        if not short and self.tokens_per_second is not None and math.isfinite(self.tokens_per_second):
             parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
         left = self.left
         times = [] if short and left is not None else [f"{clock_text(self.elapsed)} gone"]
@@ -112,7 +123,16 @@ def evaluation_text(metrics: Mapping[str, float]) -> str | None:
         text += f", win rate {metrics['eval_win_rate']:.0%}"
     if "greedy_return" in metrics:
         text += f", greedy return {metrics['greedy_return']:.2f}"
+    if "greedy_return_se" in metrics:
+        text += f" ± {metrics['greedy_return_se']:.2f}"
     return text
+
+
+def behaviour_text(metrics: Mapping[str, float]) -> str:
+    """`repeat 30%, invalid 3%, entropy 0.93, KL 1.5`: of these, what is known of an iteration."""
+    forms = {"repeat": "repeat {:.0%}", "invalid": "invalid {:.0%}", "entropy": "entropy {:.2f}", "kl": "KL {:.1f}"}
+    known = {name: metrics[name] for name in forms if math.isfinite(metrics.get(name, math.nan))}
+    return ", ".join(forms[name].format(value) for name, value in known.items())
 
 
 class PlainDisplay:
@@ -154,7 +174,7 @@ class PlainDisplay:
         self._pace.iteration(number, total, metrics)
         evaluated = evaluation_text(metrics)
         if evaluated or number == total or self._clock() - self._printed >= self._every:
-            self._print(self._pace.text() + (f"  {evaluated}" if evaluated else ""))
+            self._print("  ".join(filter(None, [self._pace.text(), behaviour_text(metrics), evaluated])))
 
     def _print(self, text: str) -> None:
         self._printed = self._clock()

@@ -76,7 +76,7 @@ def summarise(trajectories: Sequence[Trajectory]) -> Evaluation:
         shares={kind: kinds[kind] / max(1, turns) for kind in sorted({*kinds, *ALWAYS})},
         trajectories=list(trajectories),
         # Minus the mean log-prob of what was sampled estimates the entropy without a pass of its own.
-        entropy=-float(np.concatenate(logprobs).mean(dtype=np.float64)) if logprobs else math.nan,
+        entropy=0.0 - float(np.concatenate(logprobs).mean(dtype=np.float64)) if logprobs else math.nan,
         action_length=num_tokens / len(logprobs) if logprobs else math.nan,
     )
 

@@ -7,9 +7,22 @@ from typing import Any
 
 from archer_fast.config import Config, from_dict, to_dict
 
+# An actor on fresh actions at replayed states, credited by Q alone.
+_FRESH: dict[str, Any] = {
+    "rollout.games": 128,
+    "buffer.max_trajectories": 1024,
+    "critic.warmup_iterations": 5,
+    "actor.data": "replay",
+    "actor.actions": "fresh",
+    "actor.loss": "reinforce",
+    "actor.normalise_advantages": False,
+    "actor.epochs": 6,
+}
+
 # ArCHer as published (arXiv 2402.19446): a critic with an encoder of its own, fresh a' in V's target, one fresh action
 # a replayed state, A = min Q - min V, no trust region. Only the step sizes are a model's own business.
 _EXACT: dict[str, Any] = {
+    **_FRESH,
     "critic.trunk": "separate",
     "critic.value_target": "resample",
     "critic.reads_logprob": False,
@@ -24,9 +37,11 @@ _EXACT: dict[str, Any] = {
 
 # Offline: 20 iterations of games by the start policy, which has not moved, then learning from them alone.
 _OFFLINE: dict[str, Any] = {
+    "rollout.games": 128,
     "rollout.iterations": 20,
     "buffer.max_trajectories": 4096,
     "critic.warmup_iterations": 20,
+    "actor.data": "replay",
     "actor.actions": "logged",
     "actor.advantage": "q_minus_v",
     "actor.loss": "awr",
@@ -46,25 +61,30 @@ PRESETS: dict[str, dict[str, Any]] = {
         "buffer.max_trajectories": 8192,
         "buffer.max_tokens": 1 << 23,
     },
-    "archer-token-baseline": {"actor.token_baseline": True},
+    "archer-fresh": _FRESH,
     "archer-resample": {"critic.value_target": "resample"},
-    "archer-residual": {
-        "actor.data": "on_policy",
-        "actor.actions": "logged",
-        "actor.advantage": "residual",
-        "actor.loss": "ppo_clip",
-        "actor.normalise_advantages": True,
-        "actor.epochs": 16,
-    },
+    "archer-residual": {"actor.actions": "logged", "actor.advantage": "residual"},
+    "archer-token-baseline": {**_FRESH, "actor.token_baseline": True},
     "offline-iql": {**_OFFLINE, "critic.value_target": "expectile"},
     "offline-sarsa": _OFFLINE,
-    "chai": {"rollout.best_of": 5, "actor.epochs": 0},
-    "ppo": {"algorithm": "ppo", "ppo.epochs": 16},
-    "turn-ppo": {"algorithm": "ppo", "ppo.level": "turn", "ppo.epochs": 16},
-    "reinforce": {"algorithm": "reinforce"},
-    "rloo": {"algorithm": "reinforce", "reinforce.baseline": "group"},
-    "filtered-bc": {"algorithm": "filtered-bc", "filtered_bc.kl_coef": 0.0},
-    "bc": {"algorithm": "filtered-bc", "filtered_bc.kl_coef": 0.0, "filtered_bc.share": 1.0},
+    "chai": {**_FRESH, "rollout.best_of": 5, "actor.epochs": 0},
+    "ppo": {"algorithm": "ppo", "rollout.games": 64, "ppo.epochs": 8},
+    "turn-ppo": {"algorithm": "ppo", "rollout.games": 64, "ppo.epochs": 8, "ppo.level": "turn"},
+    "reinforce": {"algorithm": "reinforce", "rollout.games": 64},
+    "rloo": {"algorithm": "reinforce", "rollout.games": 64, "reinforce.baseline": "group"},
+    "filtered-bc": {
+        "algorithm": "filtered-bc",
+        "rollout.games": 64,
+        "buffer.max_trajectories": 512,
+        "filtered_bc.kl_coef": 0.0,
+    },
+    "bc": {
+        "algorithm": "filtered-bc",
+        "rollout.games": 64,
+        "buffer.max_trajectories": 512,
+        "filtered_bc.kl_coef": 0.0,
+        "filtered_bc.share": 1.0,
+    },
 }
 
 

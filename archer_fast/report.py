@@ -78,8 +78,8 @@ def draw_curves(metrics: Metrics) -> bytes:
     from matplotlib.figure import Figure
 
     with rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(11, 12.5), layout="constrained")
-        panels = figure.subplots(4, 2)
+        figure = Figure(figsize=(11, 15.5), layout="constrained")
+        panels = figure.subplots(5, 2)
         for panel, draw in zip(panels.flat, _PANELS, strict=True):
             draw(panel, metrics)
             panel.set_xlabel(metrics.x_label)
@@ -93,6 +93,12 @@ def draw_curves(metrics: Metrics) -> bytes:
     return out.getvalue()
 
 
+def _collapses(metrics: Metrics) -> list[tuple[float, float]]:
+    """Spans of x in which the policy counted as collapsed, from the row before."""
+    x, collapsed = metrics.column("collapsed")
+    return [(before, now) for before, now, flag in zip([0.0, *x], x, collapsed, strict=False) if flag > 0]
+
+
 def _plot(panel: Axes, metrics: Metrics, name: str, label: str | None = None, **style: Any) -> None:
     x, y = metrics.column(name)
     if x:
@@ -101,6 +107,8 @@ def _plot(panel: Axes, metrics: Metrics, name: str, label: str | None = None, **
 
 def _draw_return(panel: Axes, metrics: Metrics) -> None:
     panel.set_title("return of a game")
+    for first, last in _collapses(metrics):
+        panel.axvspan(first, last, color="#e15759", alpha=0.15, lw=0)
     _plot(panel, metrics, "return", "rollouts", color="#4e79a7", alpha=0.45, lw=1)
     x, y = metrics.column("eval_return")
     if x:
@@ -124,9 +132,20 @@ def _draw_shares(panel: Axes, metrics: Metrics) -> None:
     panel.set_ylim(-0.02, 1.02)
 
 
-def _draw_policy(panel: Axes, metrics: Metrics) -> None:
-    panel.set_title("policy: entropy, KL to the start")
+def _draw_lengths(panel: Axes, metrics: Metrics) -> None:
+    panel.set_title("length")
+    _plot(panel, metrics, "turns", "turns a game", color="#4e79a7")
+    _plot(panel, metrics, "action_length", "tokens an action", color="#59a14f")
+
+
+def _draw_entropy(panel: Axes, metrics: Metrics) -> None:
+    panel.set_title("entropy, nats a token")
     _plot(panel, metrics, "entropy", color="#4e79a7")
+    panel.set_ylim(bottom=0)
+
+
+def _draw_kl(panel: Axes, metrics: Metrics) -> None:
+    panel.set_title("KL to the start, nats an action")
     _plot(panel, metrics, "kl", "KL to the start", color="#e15759")
 
 
@@ -165,7 +184,9 @@ _PANELS = (
     _draw_return,
     _draw_win_rate,
     _draw_shares,
-    _draw_policy,
+    _draw_lengths,
+    _draw_entropy,
+    _draw_kl,
     _draw_critic,
     _draw_losses,
     _draw_time,
@@ -189,6 +210,7 @@ def render_page(folder: RunFolder, metrics: Metrics, png: bytes | None) -> str:
     sections = [
         f"<h1>{html.escape(title)}</h1><p>{html.escape(seen)}, {state}</p>",
         _tiles(folder, metrics),
+        _collapse_note(folder, metrics),
         f"<h2>Curves</h2>{curves}",
         f"<h2>Time by phase</h2>{_time_bar(metrics)}",
         f"<h2>Tokens</h2>{_tokens_bar(metrics)}",
@@ -230,6 +252,16 @@ def _tiles(folder: RunFolder, metrics: Metrics) -> str:
         shown.append(("time of training", clock_text(seconds)))
     cells = "".join(f"<div><b>{value}</b><span>{label}</span></div>" for label, value in shown)
     return f"<div class=tiles>{cells}</div>"
+
+
+def _collapse_note(folder: RunFolder, metrics: Metrics) -> str:
+    """When the policy counted as collapsed, and in a finished run what of it and what was done; else nothing."""
+    iterations = [f"{row['iteration']:g}" for row in metrics.rows if row.get("collapsed", 0.0) > 0]
+    if not iterations:
+        return ""
+    summary: dict[str, Any] = read_json(folder.summary) if folder.summary.exists() else {}
+    said = "".join(f"<li>{html.escape(text)}</li>" for text in summary.get("collapses", []))
+    return f"<h2>Collapsed</h2><p>in iterations {', '.join(iterations)}</p><ul>{said}</ul>"
 
 
 def _time_bar(metrics: Metrics) -> str:

@@ -25,7 +25,7 @@ from archer_fast.checkpoint import (
     restore_folder,
     save_checkpoint,
 )
-from archer_fast.collapse import CollapseDetector
+from archer_fast.collapse_response import CollapseResponse
 from archer_fast.config import Config, to_dict
 from archer_fast.envs import registry
 from archer_fast.evaluation import Evaluation, as_greedy, encoder, evaluate_policy, render_game
@@ -76,10 +76,7 @@ class RunState:
         self.best = BestPolicy(
             folder.best, actor, self.learner.actor_step, keeps_optimizer=config.collapse.action == "restore"
         )
-        self.detector = CollapseDetector(config.collapse, {})
-        self.collapses: list[str] = []  # what was said of them
-        self.num_restores = 0
-        self.stopped_by: str | None = None
+        self.collapse = CollapseResponse(config.collapse, self._restore_best, watcher.message)
         self.loggers: Loggers
 
     # -- start and resume --------------------------------------------------------------------------
@@ -146,13 +143,10 @@ class RunState:
         run.num_games = checkpoint.number("num_games")
         iteration, mean_return, standard_error = checkpoint.number("best")
         run.best.found = (iteration, mean_return, standard_error)
-        run.collapses = checkpoint.number("collapses")
-        run.num_restores = checkpoint.number("num_restores")
-        run.stopped_by = checkpoint.number("stopped_by") if config.collapse.action != "warn" else None
         try:
-            run.detector = CollapseDetector.from_state(config.collapse, checkpoint.number("detector"))
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{checkpoint.path / 'state.json'}: field 'detector': {error}") from error
+            run.collapse.load_state(checkpoint.number("collapse"))
+        except KeyError as error:
+            raise CheckpointError(f"{checkpoint.path / 'state.json'}: field 'collapse': {error}") from error
         watcher.message(f"resumed from {checkpoint.path} after iteration {run.iteration}, {run.num_games} games")
         if num_read := run.learner.complete_features():
             watcher.message(f"{num_read} games had no features of this start policy: they were read again")
@@ -179,7 +173,7 @@ class RunState:
     @property
     def over(self) -> bool:
         """All iterations are done, or a collapse ended the run."""
-        return self.iteration >= self.config.iterations or self.stopped_by is not None
+        return self.iteration >= self.config.iterations or self.collapse.stopped_by is not None
 
     def play_games(self, meters: Meters) -> list[Trajectory]:
         """This iteration's games, played by the present actor."""
@@ -251,10 +245,7 @@ class RunState:
                 "num_games": self.num_games,
                 "best": self.best.found,
                 "learner": self.learner.state_numbers(),
-                "detector": self.detector.state(),
-                "collapses": self.collapses,
-                "num_restores": self.num_restores,
-                "stopped_by": self.stopped_by,
+                "collapse": self.collapse.state(),
             },
             best=self.folder.best if self.best.keeps_optimizer else None,
         )
@@ -264,7 +255,7 @@ class RunState:
     def _evaluate_start(self) -> None:
         before = self._evaluate(self.config.eval.final_games, final=True)
         self.best.keep_if_better(0, before)
-        self.detector = CollapseDetector(self.config.collapse, before.as_metrics("eval_"))
+        self.collapse.detector.start = before.as_metrics("")
         self._show(self.folder.games_before, before)
         write_json(self.folder.path / "before.json", before.as_metrics(""))
         self.record(before.as_metrics("eval_"))
@@ -289,12 +280,9 @@ class RunState:
             "best_iteration": self.best.found[0],
             **last.as_metrics("last_"),
             **{f"last_{name}": value for name, value in as_greedy(greedy).items()},
+            **self.collapse.summary(),
             "finished_at": time.time(),
         }
-        if self.collapses:
-            summary |= {"collapses": self.collapses, "restores": self.num_restores}
-        if self.stopped_by is not None:
-            summary["stopped_by"] = self.stopped_by
         self.record({**last.as_metrics("eval_"), **as_greedy(greedy)})
         write_json(self.folder.summary, summary)
         return summary
@@ -325,6 +313,10 @@ class RunState:
             return engine
         assert isinstance(self.learner, Archer)  # Config sees to it
         return BestOfEngine(engine, self.config.rollout.best_of, self.learner.score)
+
+    def _restore_best(self) -> str:
+        saved, _ = _load(self.config, self.folder.best, self.actor.device)
+        return self.best.give_back(saved)
 
     def _show(self, path: Path, evaluation: Evaluation) -> None:
         games = [render_game(game, self.actor.tokenizer) for game in evaluation.trajectories[:GAMES_SHOWN]]

@@ -17,27 +17,55 @@ for minor in {10..20}; do
 done
 echo "== Pythons on this machine: ${found[*]:-none}"
 
-chosen=()
+versions=()
 for python in ${found[0]+"${found[0]}"} ${found[1]+"${found[-1]}"}; do
   version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
   if [[ $version == "$main" ]]; then
     echo "== Python $version: skipped here, it is that of .venv"
   else
-    chosen+=("$version=$python")
+    [[ -x .venv-$version/bin/python ]] || "$python" -m venv ".venv-$version"
+    versions+=("$version")
   fi
 done
+mkdir -p build
+pids=()
+trap 'kill ${pids[@]+"${pids[@]}"} 2>/dev/null || true' EXIT # Ctrl-C does not reach what runs beside us
 
-for choice in ${chosen[@]+"${chosen[@]}"}; do
-  version=${choice%%=*} python=${choice#*=} venv=.venv-${choice%%=*}
-  SECONDS=0
-  [[ -x $venv/bin/python ]] || "$python" -m venv "$venv"
-  pip=("$venv/bin/python" -m pip --disable-pip-version-check -qq)
-  "${pip[@]}" install "setuptools>=77" "cmake>=3.18" ninja "pybind11>=2.13" numpy safetensors google-crc32c \
+together() { # FUNCTION: with every version at once; what each one says comes in one piece
+  local i status=0
+  pids=()
+  for i in "${!versions[@]}"; do
+    "$1" "${versions[i]}" >"build/$1-${versions[i]}.log" 2>&1 &
+    pids+=($!)
+  done
+  for i in "${!versions[@]}"; do
+    wait "${pids[i]}" || status=$?
+    cat "build/$1-${versions[i]}.log"
+  done
+  pids=()
+  return "$status"
+}
+
+pip_of() { ".venv-$1/bin/python" -m pip --disable-pip-version-check -qq "${@:2}"; }
+
+install_needs() {
+  pip_of "$1" install "setuptools>=77" "cmake>=3.18" ninja "pybind11>=2.13" numpy safetensors google-crc32c \
     pytest pytest-timeout hypothesis
-  rm -rf build/lib* # setuptools would ship modules that are long gone from the sources
-  "${pip[@]}" install --no-deps --no-build-isolation --force-reinstall .
-  echo "== Python $version, without torch: installed in $SECONDS s"
+}
+
+run_tests() {
+  echo "== Python $1, without torch"
   # From another folder: here `python -c` would import the sources instead of what was installed.
-  (cd build && "../$venv/bin/pytest" -q -c ../pyproject.toml --rootdir .. -m "not slow" \
-    ../tests/test_{arguments,trajectory,packing,transitions,padding,staging,prefetch,token_packer,buffer,buffer_sampling,buffer_features,buffer_records,feature_file,segments,segments_damage,buffer_crash}.py ../tests/envs)
+  cd build
+  "../.venv-$1/bin/pytest" -q -c ../pyproject.toml --rootdir .. -m "not slow" \
+    ../tests/test_{arguments,trajectory,packing,transitions,padding,staging,prefetch,token_packer,buffer,buffer_sampling,buffer_features,buffer_records,feature_file,segments,segments_damage,buffer_crash}.py ../tests/envs
+}
+
+SECONDS=0
+together install_needs
+for version in ${versions[@]+"${versions[@]}"}; do # one after the other: they compile in one folder, on all cores
+  rm -rf build/lib* # setuptools would ship modules that are long gone from the sources
+  pip_of "$version" install --no-deps --no-build-isolation --force-reinstall .
 done
+echo "== Python ${versions[*]:-none}: installed in $SECONDS s"
+together run_tests

@@ -23,7 +23,7 @@ import torch
 from archer_fast import cli
 from archer_fast.config import Config
 from archer_fast.loggers import read_rows
-from archer_fast.run_folder import RunFolder, read_json
+from archer_fast.run_folder import RunFolder, read_json, write_json
 
 TASK = ["--task.name", "guess-number", "--task.options", "high=8", "max_turns=6"]
 TINY = [
@@ -107,12 +107,14 @@ def test_train_goes_from_nothing_to_the_report(run: Run) -> None:
     assert any(re.match(r"device cpu, 1 threads, attention \w+", line) for line in lines)
     last = next(line for line in lines if "greedy return" in line)
     pattern = (
-        r"iteration 2/2  return -[\d.]+  [\d,]+ tokens/s  .* left  eval return -[\d.]+ ± [\d.]+, win rate \d+%, .*"
+        r"iteration 2/2  return -[\d.]+ ± [\d.]+  [\d,]+ tokens/s  .* left  "
+        r"eval return -[\d.]+ ± [\d.]+, win rate \d+%, greedy return -[\d.]+ ± [\d.]+"
     )
     assert re.fullmatch(pattern, last)
     summary = read_json(run.path / "summary.json")
-    for name in ("before", "last", "best"):
-        row = next(line for line in lines if line.startswith(f"│ {name} "))
+    for name in ("before", "last", "last_greedy", "best"):
+        label = {"last_greedy": "last, greedy"}.get(name, name)
+        row = next(line for line in lines if re.match(rf"│ {label} +│", line))
         shown = [cell.strip() for cell in row.strip("│").split("│")][1:]
         figures = [summary[f"{name}_{key}"] for key in ("return", "return_se", "win_rate")]
         assert shown == [f"{figures[0]:.2f}", f"{figures[1]:.2f}", f"{figures[2]:.0%}"]
@@ -198,6 +200,21 @@ def test_a_whole_config_can_be_given_back(run: Run, tmp_path: Path) -> None:
     assert again == first
     summaries = [read_json(path / "summary.json") for path in (tmp_path / "b", run.path)]
     assert summaries[0]["before_return"] == summaries[1]["before_return"], "the same run, as far as it goes"
+
+
+def test_a_run_that_a_collapse_ended(copy: Path) -> None:
+    """It is told at its end; going on wants another action."""
+    summary = read_json(copy / "summary.json")
+    write_json(copy / "summary.json", summary | {"stopped_by": "collapse in iteration 2: [repeat] 86%"})
+    argv = ["train", "--resume", "--out", str(copy), "--iterations", "3"]
+    code, out, err = run_cli(*argv, "--collapse.action", "stop")
+    assert (code, err) == (0, ""), err
+    assert "a collapse has ended this run; --collapse.action warn goes on" in out
+    assert "stopped early by the collapse in iteration 2: [repeat] 86%" in out
+    assert read_json(copy / "summary.json")["games"] == 8
+    code, out, err = run_cli(*argv)
+    assert (code, err) == (0, "") and "stopped early" not in out
+    assert read_json(copy / "summary.json")["games"] == 12
 
 
 def test_a_broken_checkpoint_is_named(copy: Path) -> None:

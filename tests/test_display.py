@@ -9,7 +9,15 @@ import re
 import pytest
 from rich.console import Console
 
-from archer_fast.display import LiveDisplay, Pace, PlainDisplay, clock_text, evaluation_text, make_display
+from archer_fast.display import (
+    LiveDisplay,
+    Pace,
+    PlainDisplay,
+    behaviour_text,
+    clock_text,
+    evaluation_text,
+    make_display,
+)
 
 
 class Clock:
@@ -62,6 +70,20 @@ def test_running_mean_of_returns_forgets() -> None:
     pace.iteration(3, 9, {"return": math.nan})
     pace.iteration(4, 9, {})
     assert pace.mean_return == pytest.approx(-9.0)
+    assert pace.text().startswith("iteration 4/9  return -9.00  0"), "no standard error was told"
+
+
+def test_the_running_mean_has_its_standard_error_and_a_collapse_is_seen_while_it_lasts() -> None:
+    pace = Pace(Clock())
+    pace.iteration(1, 9, {"return": -10.0, "return_se": 0.5})
+    assert pace.text().startswith("iteration 1/9  return -10.00 ± 0.50  0:00 gone")
+    pace.iteration(2, 9, {"return": -5.0, "return_se": 1.0, "collapsed": 1.0})
+    assert pace.standard_error == pytest.approx((0.4**2 + 0.2**2) ** 0.5)
+    assert pace.text().startswith("iteration 2/9  return -9.00 ± 0.45  collapsed  0:00 gone")
+    pace.iteration(2, 9, {"eval_return": -9.0})
+    assert pace.collapsed, "an evaluation tells nothing of it"
+    pace.iteration(3, 9, {"collapsed": 0.0})
+    assert not pace.collapsed
 
 
 def test_evaluation_text_says_what_is_there() -> None:
@@ -69,6 +91,13 @@ def test_evaluation_text_says_what_is_there() -> None:
     assert evaluation_text({"eval_return": -14.2}) == "eval return -14.20"
     every = {"eval_return": -14.2, "eval_return_se": 0.314, "eval_win_rate": 0.42, "greedy_return": -13.9}
     assert evaluation_text(every) == "eval return -14.20 ± 0.31, win rate 42%, greedy return -13.90"
+    assert evaluation_text(every | {"greedy_return_se": 0.25}).endswith("greedy return -13.90 ± 0.25")
+
+
+def test_behaviour_text_says_what_is_there() -> None:
+    assert behaviour_text({"return": -1.0, "kl": math.nan}) == ""
+    every = {"kl": 1.52, "guess": 0.9, "repeat": 0.304, "invalid": 0.0, "entropy": 0.934}
+    assert behaviour_text(every) == "repeat 30%, invalid 0%, entropy 0.93, KL 1.5"
 
 
 def plain(clock: Clock) -> tuple[PlainDisplay, io.StringIO]:
@@ -107,6 +136,9 @@ def test_plain_display_prints_slow_iterations_one_by_one() -> None:
         clock.now += 11
         display.iteration(number, 100, {})
     assert [line.split()[1] for line in out.getvalue().splitlines()] == ["1/100", "2/100", "3/100"]
+    clock.now += 11
+    display.iteration(4, 100, {"repeat": 0.25, "eval_return": -2.0})
+    assert out.getvalue().endswith(" left  repeat 25%  eval return -2.00\n")
 
 
 def test_a_pipe_gets_plain_lines_and_a_terminal_the_live_one() -> None:
@@ -134,9 +166,9 @@ def test_live_line_shows_phase_and_pace_and_keeps_messages() -> None:
 
 
 def test_a_narrow_terminal_still_sees_the_time_left() -> None:
-    long = {"return": -15.21, "tokens_per_second": 18400.0}
+    long = {"return": -15.21, "return_se": 0.25, "tokens_per_second": 18400.0, "collapsed": 1.0}
     shown = {}
-    for width in (80, 120):
+    for width in (80, 130):
         out = io.StringIO()
         with LiveDisplay(Console(file=out, force_terminal=True, width=width)) as display:
             display.iteration(1, 80, long)
@@ -146,8 +178,8 @@ def test_a_narrow_terminal_still_sees_the_time_left() -> None:
         lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue()).replace("\r", "\n").splitlines()
         shown[width] = [line.rstrip() for line in lines if "128/128" in line][-1]
         assert len(shown[width]) <= width
-    assert re.search(r"128/128 iteration 1/80  return -15\.21  18,400 tokens/s  0:\d\d left$", shown[80])
-    assert re.search(r"━+ 128/128 iteration .* 0:\d\d gone, 0:\d\d left$", shown[120])
+    assert re.search(r"128/128 iteration 1/80  return -15\.21 ± 0\.25  collapsed  0:\d\d left$", shown[80])
+    assert re.search(r"━+ 128/128 iteration .* 18,400 tokens/s  0:\d\d gone, 0:\d\d left$", shown[130])
 
 
 def test_a_phase_forgets_the_size_of_the_one_before() -> None:

@@ -13,7 +13,15 @@ import torch
 from archer_fast.backbone import Backbone
 from archer_fast.config import RolloutConfig, TaskConfig
 from archer_fast.envs import registry
-from archer_fast.evaluation import EVALUATION_SEED, Evaluation, encoder, evaluate_policy, render_game, summarise
+from archer_fast.evaluation import (
+    EVALUATION_SEED,
+    Evaluation,
+    as_greedy,
+    encoder,
+    evaluate_policy,
+    render_game,
+    summarise,
+)
 from archer_fast.tiny_model import TinyModel, build_tiny_model
 from archer_fast.trajectory import Trajectory, Turn
 
@@ -118,8 +126,31 @@ def test_shares_are_per_turn_and_wins_per_game() -> None:
             "eval_invalid": 0.1,
             "eval_question": 0.8,
             "eval_repeat": 0.2,
+            "eval_turns": 4.0,
+            "eval_entropy": 0.0,
+            "eval_action_length": 1.0,
         }
     )
+
+
+def test_entropy_is_a_token_action_length_a_turn_and_kl_what_was_asked_for() -> None:
+    turns = (
+        Turn(np.array([1]), np.array([2, 3, 4]), np.array([-0.5, -1.0, -0.25]), 0.0, 0),
+        Turn(np.array([1]), np.array([2]), np.array([-2.25]), -1.0, 0),
+    )
+    played = [Trajectory(turns, np.array([]), True, False, {}), game(-1.0)]
+    got = summarise(played)
+    assert got.entropy == pytest.approx(4 / 5) and got.action_length == pytest.approx(5 / 3)
+    assert "kl" not in got.behaviour
+    got.kl = 1.5
+    assert got.as_metrics("eval_")["eval_kl"] == got.behaviour["kl"] == 1.5
+    sure = summarise([game(-1.0)]).entropy
+    assert sure == 0 and math.copysign(1, sure) == 1, "-0.0 is no figure for a log"
+
+
+def test_what_is_said_of_a_greedy_policy() -> None:
+    got = as_greedy(summarise([game(-1.0, won=True), game(-4.0)]))
+    assert got == pytest.approx({"greedy_return": -2.5, "greedy_return_se": 1.5, "greedy_win_rate": 0.5})
 
 
 def test_a_game_as_it_is_read(policy: tuple[Backbone, int]) -> None:

@@ -66,8 +66,10 @@ ARROWS: dict[str, set[str]] = {
     "rollout.guard": {"envs"},
     "rollout.interact": {"envs", "rollout.guard", "trajectory"},
     "diagnosis": set(),
-    # right of pack: tensors, no environments
     "config": set(),
+    "collapse": {"config"},
+    "collapse_response": {"collapse", "config"},
+    # right of pack: tensors, no environments
     "attention": {"config"},
     "backbone": {"attention", "config"},
     "tiny_model": {"backbone", "config"},
@@ -105,6 +107,7 @@ ARROWS: dict[str, set[str]] = {
     },
     # the two sides meet
     "checkpoint": {"sealed_file"},
+    "best_policy": {"backbone", "checkpoint", "evaluation", "optim"},
     "presets": {"config"},
     "run_folder": {"config"},
     "resume": {"config"},
@@ -133,8 +136,10 @@ ARROWS: dict[str, set[str]] = {
         "_C",
         "algorithms",
         "backbone",
+        "best_policy",
         "buffer",
         "checkpoint",
+        "collapse_response",
         "config",
         "envs",
         "evaluation",
@@ -211,6 +216,8 @@ NO_TORCH = {
     "rollout.guard",
     "rollout.interact",
     "diagnosis",
+    "collapse",
+    "collapse_response",
 }
 NO_ENVS = {"algorithms", "critic", "actor", "advantages", "ops", "attention", "backbone", "batch"}
 # Other people's packages that are known in one place. top-level name: the rooms that may import it.

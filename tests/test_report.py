@@ -28,6 +28,8 @@ ROWS = [
             "win_rate": 0.1 * i,
             "guess": 0.3,
             "repeat": 0.1,
+            "turns": 12.0,
+            "action_length": 3.0,
             "entropy": 1.0 / i,
             "kl": 0.01 * i,
             "explained_variance": -0.5 if i == 1 else 0.8,
@@ -163,11 +165,11 @@ def test_curves_are_drawn_and_every_panel_says_what_it_is(monkeypatch: pytest.Mo
     savefig = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), savefig(self, *a, **k))[1])
     image = imread(io.BytesIO(draw_curves(Metrics(ROWS))), format="png")
-    assert image.shape == (1375, 1210, 4)
+    assert image.shape == (1705, 1210, 4)
     red = np.all(np.abs(image[..., :3] - np.array([0xE1, 0x57, 0x59]) / 255) < 0.02, axis=-1)
     assert red.sum() > 200, "the evaluations are seen"
     panels = {panel.get_title(): panel for panel in figures[0].axes}
-    assert len(panels) == 8 and all(panel.get_xlabel() == "games" for panel in panels.values())
+    assert len(panels) == 10 and all(panel.get_xlabel() == "games" for panel in panels.values())
     lines = {line.get_label(): line for panel in panels.values() for line in panel.get_lines()}
     assert lines["rollouts"].get_xydata().tolist() == [[100, pytest.approx(0.1)], [200, pytest.approx(0.2)]]
     assert lines["processed"].get_ydata().tolist() == [0.003, 0.006]
@@ -190,6 +192,25 @@ def test_without_matplotlib_the_page_comes_without_curves(tmp_path: Path, monkey
     page = Page(folder.report.read_text())
     assert page.fetched == [] and "No curves: matplotlib was not installed when this page was made." in page.words
     assert not folder.curves.exists()
+
+
+def test_a_collapse_is_seen_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    spans: list[tuple[float, float]] = []
+    monkeypatch.setattr(Axes, "axvspan", lambda self, first, last, **style: spans.append((first, last)))
+    collapsed = [0.0, 1.0, 1.0, 0.0, 1.0]
+    rows = [{"iteration": i, "games": 100 * i, "return": -15.0, "collapsed": c} for i, c in enumerate(collapsed, 1)]
+    folder = make_run(tmp_path, [*ROWS[:1], *rows])
+    build_report(folder)
+    assert spans == [(100, 200), (200, 300), (400, 500)]
+    words = Page(folder.report.read_text()).words
+    assert words[words.index("Collapsed") + 1] == "in iterations 2, 3, 5"
+    folder.summary.write_text(json.dumps({"collapses": ["collapse in iteration 2: <repeat> 86%"]}))
+    build_report(folder)
+    assert "collapse in iteration 2: <repeat> 86%" in Page(folder.report.read_text()).words
+    build_report(make_run(tmp_path / "healthy"))
+    assert "Collapsed" not in Page((tmp_path / "healthy" / "report.html").read_text()).words
 
 
 def test_a_broken_summary_is_named(tmp_path: Path) -> None:

@@ -130,6 +130,9 @@ def test_a_run_leaves_its_files(whole_run: Path) -> None:
     assert summary["games"] == 32
     assert summary["before_return"] == rows[0]["eval_return"] and summary["last_return"] == rows[-1]["eval_return"]
     assert summary["best_return"] >= summary["last_return"]
+    assert abs(summary["before_kl"]) < 1e-5 < summary["last_kl"], "what plays first is the start policy"
+    for name in ("return", "return_se", "win_rate"):
+        assert summary[f"last_greedy_{name}"] == rows[-1][f"greedy_{name}"]
     assert [p.name for p in list_checkpoints(folder.checkpoints)] == ["iteration-000002", "iteration-000004"]
     for policy in (folder.start, folder.best, folder.final):
         assert (policy / "model.safetensors").is_file()
@@ -532,7 +535,7 @@ def test_a_second_run_in_the_same_folder_is_refused(whole_run: Path) -> None:
 
 def test_shares_that_are_zero_and_entropy_are_in_every_row(whole_run: Path) -> None:
     for row in read_rows(whole_run / "metrics.jsonl")[1:5]:
-        assert {"guess", "repeat", "invalid", "kl", "entropy"} <= row.keys()
+        assert {"guess", "repeat", "invalid", "kl", "entropy", "action_length", "collapsed"} <= row.keys()
 
 
 # -- it learns -------------------------------------------------------------------------------------

@@ -105,8 +105,8 @@ def _few(cu: Tensor) -> str:
 @torch.library.custom_op("archer_fast::segment_scan", mutates_args=())
 def _op(a: Tensor, b: Tensor, cu: Tensor, impl: str) -> Tensor:
     record(_NAME, impl)
-    out = torch.empty_like(b, memory_format=torch.contiguous_format)
     offsets = _checked(cu, b.shape[0])
+    out = torch.empty_like(b, memory_format=torch.contiguous_format)
     load_kernels(impl, "triton_turns").segment_scan(a.contiguous(), b.contiguous(), offsets, out)
     return out
 

@@ -79,7 +79,7 @@ def _one_thread_and_one_cache(tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def config_of(mode: str, out: Path, **changes: Any) -> Config:
-    small = {"iterations": 2, "checkpoint_every": 1, "eval": EvalConfig(every=0, games=4, final_games=4)}
+    small = {"iterations": 2, "checkpoint_every": 1, "eval": EvalConfig(every=0, games=4, final_games=4, probe_games=4)}
     return tiny_config(out, **small | MODES[mode] | changes)
 
 
@@ -121,6 +121,9 @@ def test_two_iterations_are_one_and_a_checkpoint_and_one(tmp_path: Path, mode: s
     assert_same_state(*(TrajectoryBuffer.load(x.buffer) for x in (left, right)))
     rows = rows_of(whole)
     assert rows == rows_of(parted) and [row["iteration"] for row in rows] == [0, 1, 2]
+
+    behaviour = {"guess", "repeat", "invalid", "turns", "action_length", "entropy", "kl", "collapsed"}
+    assert all(behaviour <= row.keys() for row in rows[1:]), "also where nothing was played"
 
     # The second iteration did learn, with all that the mode has.
     start, modules = run.learner.reference.state_dict(), {*run.learner.modules(), *run.learner.steps()}
@@ -173,6 +176,7 @@ def test_offline_a_whole_run_goes_through_and_says_what_it_did_not_play(tmp_path
     summary = train(config, RunFolder(config.out), SilentWatcher())
     rows = rows_of(tmp_path)[1:4]
     assert ["return" in row for row in rows] == [True, False, False]
+    assert ["probe_return" in row and row["probe_return_se"] > 0 for row in rows] == [False, True, True]
     assert [row["games"] for row in rows] == [8, 8, 8]
     assert all(row["actor_steps"] == 2 and "critic_loss" in row for row in rows)
     assert summary["games"] == 8 and math.isfinite(summary["last_return"])
