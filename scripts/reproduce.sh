@@ -6,8 +6,8 @@ cd "$(dirname "$0")/.."
 
 ALGORITHMS=${ALGORITHMS:-archer,archer-exact,ppo,filtered-bc}
 SEEDS=${SEEDS:-3}
-TRAJECTORIES_10=${TRAJECTORIES_10:-5120}
-TRAJECTORIES_32=${TRAJECTORIES_32:-5120}
+TRAJECTORIES_10=${TRAJECTORIES_10:-3840}
+TRAJECTORIES_32=${TRAJECTORIES_32:-2560}
 RUNS=${RUNS:-runs/reproduce}
 DOCS=${DOCS:-docs/reproduce}
 archer_fast=${ARCHER_FAST:-.venv/bin/archer-fast}

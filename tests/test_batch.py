@@ -14,7 +14,7 @@ from torch import Tensor
 
 from archer_fast.attention import PackedLayout
 from archer_fast.backbone import Backbone
-from archer_fast.batch import Alternatives, PackedBatch, plant_tree, repeated_actions, repeated_branches
+from archer_fast.batch import Alternatives, PackedBatch, _digest, plant_tree, repeated_actions, repeated_branches
 from archer_fast.ops import linear_logprobs
 from archer_fast.packing import pack_trajectories
 from archer_fast.trajectory import Trajectory, Turn
@@ -209,3 +209,18 @@ def test_what_was_said_before_is_found_token_by_token(games: list[list[list[int]
     tree = plant_tree(batch, alternatives, PackedLayout(batch.cu_seqlens, batch.lengths, "sdpa"))
     wanted = [float(action in games[g][:at]) for g, own in enumerate(branches) for at, action in own]
     assert repeated_branches(batch, tree).tolist() == wanted
+
+
+def test_no_two_actions_share_a_digest() -> None:
+    """All of one to three of 60 tokens, neighbours in a vocabulary, in every order and length; of half a digest, 2^32,
+    as few are equal as by chance (5.6)."""
+    tokens, own = torch.arange(60), []
+    for length in (1, 2, 3):
+        columns = torch.cartesian_prod(*[tokens] * length).view(-1, length)
+        places = torch.arange(length).expand_as(columns)
+        owner = torch.arange(columns.shape[0]).repeat_interleave(length)
+        own.append(_digest(columns.flatten(), places.flatten(), owner, columns.shape[0]))
+    digests = torch.cat(own)
+    assert digests.unique().numel() == digests.numel() == 60 + 60**2 + 60**3
+    for half in (digests >> 32, digests & (1 << 32) - 1):
+        assert half.numel() - half.unique().numel() < 20

@@ -353,6 +353,32 @@ def test_branches_are_read_as_games_in_which_they_were_played(make_lm: MakeLM) -
     assert not action.hidden.requires_grad
 
 
+def test_games_and_branches_tell_which_actions_were_taken_before(make_lm: MakeLM) -> None:
+    """Of the games a b a | b ab ab; the same tokens in another game, or in another order, do not count."""
+    backbone, a, b, ab, ba = Backbone(make_lm(), None), [1], [2], [1, 2], [2, 1]
+
+    def game(*actions: list[int]) -> Trajectory:
+        turns = [Turn(np.array([7]), np.array(ids), np.zeros(len(ids), np.float32), 0.0, 0) for ids in actions]
+        return Trajectory(tuple(turns), np.array([8]), True, False)
+
+    batch = batch_of([game(a, b, a), game(b, ab, ab)])
+    assert read_games(backbone, batch, 1.0).action.repeated.tolist() == [0, 0, 1, 0, 0, 1]
+
+    asked = [(0, a), (1, a), (2, ab), (2, b)], [(3, b), (4, ba), (5, ab), (5, a)]  # turns of the batch
+    action_ids = torch.zeros(2, 4, 2, dtype=torch.int32)
+    for row, branches in enumerate(asked):
+        for column, (_, ids) in enumerate(branches):
+            action_ids[row, column, : len(ids)] = torch.tensor(ids)
+    alternatives = Alternatives(
+        action_ids,
+        torch.zeros(2, 4, 2),
+        torch.tensor([[len(ids) for _, ids in branches] for branches in asked]),
+        torch.tensor([[turn for turn, _ in branches] for branches in asked]),
+    )
+    tree = plant_tree(batch, alternatives, backbone.layout(batch.cu_seqlens, batch.lengths))
+    assert read_tree(backbone, batch, tree, 1.0)[1].repeated.tolist() == [0, 1, 0, 1, 0, 0, 1, 0]
+
+
 def test_v_after_an_action_is_v_of_the_next_state_or_the_final_observation(make_lm: MakeLM) -> None:
     """The hidden state at turn t + 1 belongs to the state that follows action t; the last is followed by `final`."""
     backbone, game = Backbone(make_lm(), None), random_games()[0]

@@ -142,7 +142,7 @@ def test_what_is_played_is_the_candidate_with_the_highest_score(backbone: Backbo
         assert candidates.used.all() and candidates.lengths.shape == (len(actions), 4)
         for row, action in enumerate(actions):
             own = [candidates.action_ids[row, k, : candidates.lengths[row, k]].tolist() for k in range(4)]
-            best = max(range(4), key=lambda k, row=row: scores[row, k])
+            best = scores[row].tolist().index(float(scores[row].max()))
             assert action.action_ids.tolist() == own[best]
             wanted = candidates.logprobs[row, best, : len(own[best])].numpy()
             np.testing.assert_array_equal(action.logprobs, wanted)
@@ -303,6 +303,8 @@ def test_a_run_plays_and_is_evaluated_by_the_critics_choice(tmp_path: Path, monk
     assert all(type(engine) is BestOfEngine and engine.num_candidates == 3 for _, engine in players)
     assert len({id(engine) for name, engine in players if name == "run_state"}) == 1
     assert all(engine.num_slots == 4 for _, engine in players)
+    below = [engine.engine for name, engine in players if name == "evaluation"]
+    assert sum(engine.greedy for engine in below) == 1, "the engine that the evaluation made is the one that samples"
     scorers = {engine.score.__self__ for _, engine in players}
     assert len(scorers) == 1, "the run's own critic"
 
