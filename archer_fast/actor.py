@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -148,8 +148,7 @@ def accumulated_actor_loss(
 
 def accumulate(losses: Iterator[Tensor], parameters: Sequence[Tensor]) -> Tensor:
     """The sum of the losses, each differentiated and forgotten before the next is asked for."""
-    total: Tensor = _Accumulate.apply(losses, *parameters)
-    return total
+    return cast(Tensor, cast(Any, _Accumulate).apply(losses, *parameters))
 
 
 class _Accumulate(torch.autograd.Function):

@@ -31,6 +31,8 @@ def load_policy(source: str, which: Which, task: TaskChoice, load: LoadArgs) -> 
         path, name = str(folder.policy(which)), f"{source}: {which}"
         chosen = choose_task(config.task, task.name, task.options)
         rollout = config.rollout
+        if rollout.best_of > 1:
+            name += f" (alone; in the run its critic chose the best of {rollout.best_of} actions)"
         stop_token, dtype = load.stop_token or config.model.stop_token, load.dtype or config.model.dtype
         threads = load.threads or config.model.num_threads
     else:

@@ -255,7 +255,8 @@ class UpdateConfig:
     kl_coef: float = 0.05
     """Weight of KL(policy || start): without it the actor drifts to texts the critic never saw."""
     max_kl_step: float = 0.5
-    """Nats an action that KL(policy || start) may move in one iteration; then its actor steps end."""
+    """Nats an action that the policy may move in one iteration; then its actor steps end. Measured on fresh actions by
+    KL(policy || start), else on those of the newest games; not at all where older games are learned from."""
     entropy_coef: float = 0.0
     """Weight of the entropy of an action's tokens (a bonus)."""
     max_grad_norm: float = 1.0
@@ -303,11 +304,13 @@ class ActorConfig(UpdateConfig):
         _at_least(self, alternatives=1, states_per_game=1, awr_beta=0)
         _within(self, clip=(0.0, 1.0), gae_lambda=(0.0, 1.0))
         if self.advantage == "residual" and self.actions == "fresh":
-            raise ValueError("advantage: 'residual' is of logged actions; wanted actions = logged or both, got fresh")
+            raise ValueError("advantage: 'residual' is of logged actions; wanted actions = logged, got fresh")
         if self.advantage == "centred" and self.actions == "logged":
             raise ValueError("advantage: 'centred' compares fresh actions; wanted actions = fresh or both, got logged")
-        if self.actions == "both" and self.advantage == "q_minus_v":
-            raise ValueError("advantage: wanted centred or residual where actions = both, got q_minus_v")
+        if self.actions == "both" and self.advantage != "centred":
+            raise ValueError(
+                f"advantage: wanted centred where actions = both (logged ones get their residual), got {self.advantage}"
+            )
         if self.actions != "logged" and self.advantage != "q_minus_v" and self.alternatives < 2:
             raise ValueError(f"alternatives: wanted at least 2 to compare, got {self.alternatives}")
 
@@ -341,6 +344,8 @@ class PPOConfig(UpdateConfig):
 class ReinforceConfig(UpdateConfig):
     """Policy gradients from returns alone."""
 
+    epochs: int = 2
+    """Actor steps an iteration: more than one pass over its games is no longer on-policy, and nothing corrects it."""
     baseline: Literal["none", "batch", "group"] = "batch"
     """`batch`: the mean return-to-go of the iteration's games at the same turn; `group`: the mean return of the other
     games with the same hidden state (RLOO, arXiv 2402.14740), for whole games."""
@@ -424,7 +429,7 @@ class Config:
 
     out: str = "runs/default"
     """Folder of the run: config, metrics.jsonl, checkpoints, report.html."""
-    iterations: int = 80
+    iterations: int = 100
     """Rollout, critic and actor phases to run."""
     seed: int = 0
     """Of weights, games and sampling; runs on CPU repeat bit by bit."""
@@ -459,14 +464,18 @@ class Config:
             raise ValueError("rollout.iterations: wanted None where actor.data is 'on_policy'")
         if self.rollout.iterations is not None and self.algorithm == "filtered-bc" and self.filtered_bc.newest:
             raise ValueError("rollout.iterations: wanted None where filtered_bc.newest is on")
-        if self.algorithm in ("ppo", "reinforce"):
-            if self.rollout.iterations is not None:
-                raise ValueError(f"rollout.iterations: wanted None, {self.algorithm} learns from new games alone")
-            if self.rollout.games > self.buffer.max_trajectories:
-                raise ValueError(
-                    f"buffer.max_trajectories: wanted at least rollout.games = {self.rollout.games}, "
-                    f"got {self.buffer.max_trajectories}"
-                )
+        if self.algorithm in ("ppo", "reinforce") and self.rollout.iterations is not None:
+            raise ValueError(f"rollout.iterations: wanted None, {self.algorithm} learns from new games alone")
+        if self.rollout.iterations is not None and self.iterations and self.iterations <= self.rollout.iterations:
+            raise ValueError(
+                f"iterations: wanted more than rollout.iterations = {self.rollout.iterations}, after which the "
+                f"learning from the replay begins, got {self.iterations}"
+            )
+        if self.learns_from_newest and self.rollout.games > self.buffer.max_trajectories:
+            raise ValueError(
+                f"buffer.max_trajectories: wanted at least rollout.games = {self.rollout.games}, "
+                f"got {self.buffer.max_trajectories}"
+            )
         if self.group_size > 1 and self.rollout.games % self.group_size:
             raise ValueError(
                 f"rollout.games: wanted a multiple of reinforce.group_size {self.group_size}, got {self.rollout.games}"
@@ -488,6 +497,12 @@ class Config:
         """The chosen algorithm's discount a turn."""
         own = {"ppo": self.ppo.gamma, "reinforce": self.reinforce.gamma}
         return own.get(self.algorithm, self.critic.gamma)
+
+    @property
+    def learns_from_newest(self) -> bool:
+        """The actor learns from the games of its own iteration."""
+        newest = {"archer": self.actor.data == "on_policy", "filtered-bc": self.filtered_bc.newest}
+        return newest.get(self.algorithm, True)
 
     @property
     def group_size(self) -> int:

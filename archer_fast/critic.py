@@ -93,9 +93,12 @@ class ValueHeads(nn.Module):
     whether it was taken before in this game, which a frozen trunk hardly tells (NOTES.md, 2026-11-26).
     """
 
+    reads: Tensor  # [2] 1 for the numbers that are read, 0 for the others
+
     def __init__(self, trunk_size: int, config: CriticConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.reads = torch.tensor([config.reads_logprob, config.reads_repeated], dtype=torch.float32)
+        reads = torch.tensor([config.reads_logprob, config.reads_repeated], dtype=torch.float32)
+        self.register_buffer("reads", reads, persistent=False)
         self.v = StateValue(trunk_size, config.hidden_size, generator, reads_turn=config.reads_turn)
         self.q = PairedMLP(self.v.size + trunk_size + 2, config.hidden_size, generator)
 
@@ -107,7 +110,7 @@ class ValueHeads(nn.Module):
     def q_value(self, state: StateFeatures, action: ActionFeatures) -> Tensor:
         """Q1, Q2: [2, n]."""
         numbers = torch.stack([action.logprob.float().clamp(min=-20) / 5, action.repeated.float()], -1)
-        numbers = numbers * self.reads.to(numbers.device)
+        numbers = numbers * self.reads
         out: Tensor = self.q(torch.cat([self.v.embed(state), _unit(action.hidden), numbers], -1))
         return out
 

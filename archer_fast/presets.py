@@ -91,21 +91,29 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # What was tried before the settings above were chosen, all on Twenty Questions with 10 objects (NOTES.md, 2026-11-26).
 TUNING: dict[str, str] = {
-    "archer": "22 settings, 2 seeds, 1,152 games each; the two best again with 2,560",
+    "archer": "18 settings of 1,152 games, 2 seeds; 3 of other credit; the best again with 2,560",
     "archer-exact": "none for this comparison; step sizes of an earlier one",
-    "ppo": "games an iteration 32, 64 and 128, epochs 8 and 16 (2 seeds); lambda .5, lr 4e-4, KL .01, by turns (1 seed)",
+    "ppo": "games an iteration 32, 64, 128, epochs 8, 16 (4 settings, 2 seeds); lambda .5, lr 4e-4, KL .01 (1 seed)",
     "filtered-bc": "share .1 and .3, games an iteration 64 and 128, epochs 6 and 12 (4 settings, 1 seed)",
 }
 
 
+_OF_AN_ALGORITHM = ("algorithm", "buffer", "critic", "actor", "ppo", "reinforce", "filtered_bc")
+
+
 def with_preset(config: Config, name: str) -> Config:
-    """`config` with the settings of a preset; ValueError with the nearest match for an unknown one."""
+    """`config` with another algorithm: everything that is an algorithm's is the default's or the preset's, and task,
+    model, seed, folder, evaluation stay. ValueError with the nearest match for an unknown preset."""
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"preset: wanted one of {', '.join(PRESETS)}, got {name!r}{hint}")
-    values = to_dict(config)
-    for dotted, value in ({"algorithm": "archer"} | PRESETS[name]).items():
+    values, defaults = to_dict(config), to_dict(Config())
+    for section in _OF_AN_ALGORITHM:
+        values[section] = defaults[section]
+    for key in ("games", "iterations", "best_of"):
+        values["rollout"][key] = defaults["rollout"][key]
+    for dotted, value in PRESETS[name].items():
         *path, last = dotted.split(".")
         inner = values
         for key in path:

@@ -253,7 +253,8 @@ class RunState:
     # -- begin and end -----------------------------------------------------------------------------
 
     def _evaluate_start(self) -> None:
-        before = self._evaluate(self.config.eval.final_games, final=True)
+        # By the policy alone, also where a critic will choose (CHAI): it has learned nothing yet.
+        before = self._evaluate(self.config.eval.final_games, final=True, alone=True)
         self.best.keep_if_better(0, before)
         self.collapse.detector.start = before.as_metrics("")
         self._show(self.folder.games_before, before)
@@ -288,9 +289,15 @@ class RunState:
         return summary
 
     def _evaluate(
-        self, games: int, *, greedy: bool = False, policy: Backbone | None = None, final: bool = False
+        self,
+        games: int,
+        *,
+        greedy: bool = False,
+        policy: Backbone | None = None,
+        final: bool = False,
+        alone: bool = False,
     ) -> Evaluation:
-        """`final`: on games of their own, not those by which the best policy was chosen."""
+        """`final`: on games of their own, not those by which the best policy was chosen; `alone`: no critic chooses."""
         self.watcher.phase("evaluate", games)
         evaluation = evaluate_policy(
             policy if policy is not None else self.actor,
@@ -300,7 +307,7 @@ class RunState:
             games=games,
             seed=2 * self.config.seed + final,
             greedy=greedy,
-            player=self._player,
+            player=(lambda engine: engine) if alone else self._player,
             on_game=lambda game: self.watcher.advance(),
         )
         if evaluation.num_games and not greedy:

@@ -19,7 +19,7 @@ import torch
 
 from archer_fast import backbone
 from archer_fast.algorithms.archer import Archer
-from archer_fast.config import BufferConfig, Config, CriticConfig, EvalConfig, TaskConfig
+from archer_fast.config import BufferConfig, Config, CriticConfig, EvalConfig, RolloutConfig, TaskConfig
 from archer_fast.diagnosis_play import measure_states
 from archer_fast.diagnosis_score import critic_score, diagnose_critic
 from archer_fast.meters import Meters
@@ -53,6 +53,7 @@ def study(objects: int, seed: int, factor: str, states: Any, folder: Path) -> tu
         seed=seed,
         task=TaskConfig("twenty-questions", {"objects": objects}),
         critic=CriticConfig(**FACTORS[factor]),
+        rollout=RolloutConfig(games=128),
         buffer=BufferConfig(max_trajectories=4096),
         eval=EvalConfig(final_games=1),
     )

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 ALGORITHMS=${ALGORITHMS:-archer,archer-exact,ppo,filtered-bc}
 SEEDS=${SEEDS:-3}
 TRAJECTORIES_10=${TRAJECTORIES_10:-3840}
-TRAJECTORIES_32=${TRAJECTORIES_32:-2560}
+TRAJECTORIES_32=${TRAJECTORIES_32:-1920}
 RUNS=${RUNS:-runs/reproduce}
 DOCS=${DOCS:-docs/reproduce}
 archer_fast=${ARCHER_FAST:-.venv/bin/archer-fast}
@@ -16,7 +16,7 @@ compare() { # objects, trajectories
   local name="twenty-questions-$1"
   echo "== $name: $ALGORITHMS, seeds: $SEEDS, trajectories of each: $2"
   "$archer_fast" compare --task.name twenty-questions --task.options "objects=$1" --algorithms "$ALGORITHMS" \
-    --seeds "$SEEDS" --trajectories "$2" --out "$RUNS/$name"
+    --seeds "$SEEDS" --trajectories "$2" --window 256 --out "$RUNS/$name"
   mkdir -p "$DOCS/$name"
   cp "$RUNS/$name/"{report.md,comparison.json,*.png} "$DOCS/$name/"
 }

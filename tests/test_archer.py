@@ -43,11 +43,15 @@ TARGETS = ["behaviour", "resample"]
 def make_config(
     trunk: Any = "frozen", value_target: Any = "behaviour", data: Any = "replay", kl_coef: float = 0.1, **critic: Any
 ) -> Config:
+    """With an actor on fresh actions alone, by REINFORCE; as it is shipped: `algorithms/test_default_actor.py`."""
     settings = {"hidden_size": 16, "batch_turns": 12, "epochs": 3, "gamma": 0.9} | critic
     return Config(
         critic=CriticConfig(trunk=trunk, value_target=value_target, **settings),
         actor=ActorConfig(
             data=data,
+            actions="fresh",
+            loss="reinforce",
+            normalise_advantages=False,
             batch_games=4,
             states_per_game=2,
             alternatives=3,
@@ -313,7 +317,7 @@ def test_every_mode_learns_and_moves_what_it_should(make_lm: MakeLM, trunk: str,
     assert not differ(reference, weights_of(learner.reference))
     assert steps == ["critic"] * 3 + ["actor"] * 2
     row = meters.read()
-    assert {"critic_loss", "actor_loss", "entropy_fresh", "advantage_std", "skipped_steps"} <= row.keys()
+    assert {"critic_loss", "actor_loss", "actor_entropy", "advantage_std", "skipped_steps"} <= row.keys()
     assert all(np.isfinite(value) for value in row.values()) and row["skipped_steps"] == 0
 
 

@@ -48,9 +48,9 @@ def test_nothing_given_is_the_default() -> None:
 
 def test_options_reach_their_setting() -> None:
     argv = "--iterations 3 --actor.lr 1e-5 --critic.trunk shared --resume --out b --log wandb tensorboard"
-    config = train(*argv.split(), "--model.tiny.num-layers", "1", "--actor.normalise-advantages")
+    config = train(*argv.split(), "--model.tiny.num-layers", "1", "--actor.no-normalise-advantages")
     wanted = Config(iterations=3, out="b", log=("wandb", "tensorboard"), resume=True)
-    wanted.actor = ActorConfig(lr=1e-5, normalise_advantages=True)
+    wanted.actor = ActorConfig(lr=1e-5, normalise_advantages=False)
     wanted.critic.trunk = "shared"
     wanted.model.tiny = dataclasses.replace(wanted.model.tiny, num_layers=1)
     assert config == wanted
@@ -119,11 +119,12 @@ def test_a_preset_lies_under_the_options_and_over_the_config(tmp_path: Path) -> 
     assert (changed.algorithm, changed.ppo.level, changed.ppo.epochs, changed.iterations) == ("ppo", "turn", 3, 7)
     assert changed.task.options == {"objects": 10, "max_turns": 5}
     saved = Config(seed=3, out=str(tmp_path), task=TaskConfig("guess-number", {"high": 8}))
-    saved.ppo.epochs, saved.ppo.lr = 5, 1.0
+    saved.ppo.epochs, saved.ppo.lr, saved.rollout.temperature, saved.rollout.games = 5, 1.0, 0.5, 48
     RunFolder(tmp_path).save_config(saved)
     over = train("--config", str(tmp_path), "--preset", "ppo")
     assert over == with_preset(saved, "ppo")
-    assert (over.ppo.epochs, over.ppo.lr, over.seed, over.task.options) == (16, 1.0, 3, {"high": 8})
+    assert over.ppo == with_preset(Config(), "ppo").ppo and over.rollout.games == 64, "nothing of the saved algorithm"
+    assert (over.rollout.temperature, over.seed, over.task.options) == (0.5, 3, {"high": 8})
 
 
 def test_a_run_that_is_resumed_keeps_its_preset(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_a_config_survives_json() -> None:
         model=ModelConfig(path="gpt2", stop_token="\n", tiny=TinyModel(num_layers=3)),
         warm_start=WarmStartConfig(enabled=False, player="random"),
         critic=CriticConfig(trunk="shared", gamma=1.0),
-        actor=ActorConfig(lr=3e-5, normalise_advantages=True),
+        actor=ActorConfig(lr=3e-5, normalise_advantages=False),
     )
     for config in (Config(), changed):
         assert from_dict(Config, json.loads(json.dumps(to_dict(config)))) == config
@@ -109,7 +109,10 @@ def test_a_wrong_value_is_named_with_its_place(values: Any, message: str) -> Non
         (lambda: CriticConfig(gamma=1.01), "gamma: wanted a number from 0 to 1, got 1.01"),
         (lambda: CriticConfig(lr=float("inf")), "lr: wanted at least 0, got inf"),
         (lambda: CriticConfig(lr=float("nan")), "lr: wanted at least 0, got nan"),
-        (lambda: ActorConfig(alternatives=0, advantage="q_minus_v"), "alternatives: wanted at least 1, got 0"),
+        (
+            lambda: ActorConfig(alternatives=0, actions="fresh", advantage="q_minus_v"),
+            "alternatives: wanted at least 1, got 0",
+        ),
         (lambda: ActorConfig(gae_lambda=1.5), "gae_lambda: wanted a number from 0 to 1, got 1.5"),
         (lambda: ActorConfig(clip=1.5), "clip: wanted a number from 0 to 1, got 1.5"),
         (lambda: ActorConfig(batch_games=0), "batch_games: wanted at least 1, got 0"),
@@ -142,6 +145,8 @@ def test_bounds(make: Callable[[], object], message: str) -> None:
 
 
 GROUPS = ReinforceConfig(baseline="group", group_size=3)
+REPLAY = ActorConfig(data="replay")
+BEGINS = "after which the learning from the replay begins"
 
 
 @pytest.mark.parametrize(
@@ -152,11 +157,15 @@ GROUPS = ReinforceConfig(baseline="group", group_size=3)
             "td_lambda: wanted 0 for a trunk that trains (shared), got 0.5",
         ),
         (
-            lambda: ActorConfig(advantage="residual"),
-            "advantage: 'residual' is of logged actions; wanted actions = logged or both, got fresh",
+            lambda: ActorConfig(advantage="residual", actions="fresh"),
+            "advantage: 'residual' is of logged actions; wanted actions = logged, got fresh",
         ),
         (
             lambda: ActorConfig(alternatives=1),
+            "alternatives: wanted at least 2 to compare, got 1",
+        ),
+        (
+            lambda: ActorConfig(actions="fresh", alternatives=1),
             "alternatives: wanted at least 2 to compare, got 1",
         ),
         (
@@ -164,12 +173,12 @@ GROUPS = ReinforceConfig(baseline="group", group_size=3)
             "advantage: 'centred' compares fresh actions; wanted actions = fresh or both, got logged",
         ),
         (
-            lambda: ActorConfig(actions="both", advantage="residual", alternatives=1),
-            "alternatives: wanted at least 2 to compare, got 1",
+            lambda: ActorConfig(advantage="residual"),
+            "advantage: wanted centred where actions = both (logged ones get their residual), got residual",
         ),
         (
             lambda: ActorConfig(actions="both", advantage="q_minus_v"),
-            "advantage: wanted centred or residual where actions = both, got q_minus_v",
+            "advantage: wanted centred where actions = both (logged ones get their residual), got q_minus_v",
         ),
         (
             lambda: Config(algorithm="ppo", rollout=RolloutConfig(best_of=2)),
@@ -196,12 +205,36 @@ GROUPS = ReinforceConfig(baseline="group", group_size=3)
             "rollout.iterations: wanted None, reinforce learns from new games alone",
         ),
         (
-            lambda: Config(algorithm="ppo", buffer=BufferConfig(max_trajectories=127)),
-            "buffer.max_trajectories: wanted at least rollout.games = 128, got 127",
+            lambda: Config(iterations=3, actor=REPLAY, rollout=RolloutConfig(iterations=3)),
+            f"iterations: wanted more than rollout.iterations = 3, {BEGINS}, got 3",
+        ),
+        (
+            lambda: Config(iterations=1, algorithm="filtered-bc", rollout=RolloutConfig(iterations=2)),
+            f"iterations: wanted more than rollout.iterations = 2, {BEGINS}, got 1",
+        ),
+        (
+            lambda: Config(buffer=BufferConfig(max_trajectories=31)),
+            "buffer.max_trajectories: wanted at least rollout.games = 32, got 31",
+        ),
+        (
+            lambda: Config(algorithm="ppo", buffer=BufferConfig(max_trajectories=31)),
+            "buffer.max_trajectories: wanted at least rollout.games = 32, got 31",
+        ),
+        (
+            lambda: Config(algorithm="reinforce", rollout=RolloutConfig(games=257)),
+            "buffer.max_trajectories: wanted at least rollout.games = 257, got 256",
+        ),
+        (
+            lambda: Config(
+                algorithm="filtered-bc",
+                filtered_bc=FilteredBCConfig(newest=True),
+                buffer=BufferConfig(max_trajectories=31),
+            ),
+            "buffer.max_trajectories: wanted at least rollout.games = 32, got 31",
         ),
         (
             lambda: Config(algorithm="reinforce", reinforce=GROUPS),
-            "rollout.games: wanted a multiple of reinforce.group_size 3, got 128",
+            "rollout.games: wanted a multiple of reinforce.group_size 3, got 32",
         ),
     ],
 )
@@ -212,15 +245,24 @@ def test_settings_that_do_not_go_together(make: Callable[[], object], message: s
 
 
 def test_what_another_algorithm_would_mind_is_allowed() -> None:
-    Config(reinforce=GROUPS, buffer=BufferConfig(max_trajectories=1), rollout=RolloutConfig(best_of=2, iterations=3))
+    Config(
+        actor=REPLAY,
+        reinforce=GROUPS,
+        filtered_bc=FilteredBCConfig(newest=True),
+        buffer=BufferConfig(max_trajectories=1),
+        rollout=RolloutConfig(best_of=2, iterations=3),
+    )
+    Config(buffer=BufferConfig(max_trajectories=32))
     Config(algorithm="ppo", actor=ActorConfig(data="on_policy"), reinforce=GROUPS)
     Config(algorithm="filtered-bc", rollout=RolloutConfig(iterations=3), buffer=BufferConfig(max_trajectories=1))
-    Config(algorithm="reinforce", reinforce=GROUPS, rollout=RolloutConfig(games=129))
-    ActorConfig(advantage="q_minus_v", alternatives=1)
+    for iterations in (0, 4):  # 0: the start alone is evaluated
+        Config(iterations=iterations, actor=REPLAY, rollout=RolloutConfig(iterations=3))
+    Config(algorithm="reinforce", reinforce=GROUPS, rollout=RolloutConfig(games=33))
+    ActorConfig(advantage="q_minus_v", actions="fresh", alternatives=1)
     ActorConfig(advantage="q_minus_v", actions="logged")
     ActorConfig(advantage="residual", actions="logged", alternatives=1)
-    ActorConfig(advantage="residual", actions="both")
-    ActorConfig(advantage="centred", actions="both")
+    ActorConfig(advantage="centred", actions="both", data="replay")
+    ActorConfig(advantage="centred", actions="fresh")
 
 
 def test_the_chosen_algorithm_decides_what_counts() -> None:
@@ -228,15 +270,18 @@ def test_the_chosen_algorithm_decides_what_counts() -> None:
     config.critic.gamma, config.reinforce.baseline = 0.75, "group"
     seen = {}
     for config.algorithm in ("archer", "ppo", "reinforce", "filtered-bc"):
-        seen[config.algorithm] = (config.update, config.gamma, config.group_size, config.keeps_features)
+        of_run = (config.group_size, config.keeps_features, config.learns_from_newest)
+        seen[config.algorithm] = (config.update, config.gamma, *of_run)
     assert seen == {
-        "archer": (config.actor, 0.75, 1, True),
-        "ppo": (config.ppo, 0.5, 1, False),
-        "reinforce": (config.reinforce, 0.25, 4, False),
-        "filtered-bc": (config.filtered_bc, 0.75, 1, False),
+        "archer": (config.actor, 0.75, 1, True, True),
+        "ppo": (config.ppo, 0.5, 1, False, True),
+        "reinforce": (config.reinforce, 0.25, 4, False, True),
+        "filtered-bc": (config.filtered_bc, 0.75, 1, False, False),
     }
-    config.algorithm, config.critic.trunk = "archer", "separate"
-    assert not config.keeps_features
+    config.filtered_bc.newest = True
+    assert config.learns_from_newest
+    config.algorithm, config.critic.trunk, config.actor.data = "archer", "separate", "replay"
+    assert not config.keeps_features and not config.learns_from_newest
 
 
 def test_the_bounds_themselves_are_allowed() -> None:

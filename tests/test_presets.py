@@ -38,6 +38,32 @@ def test_a_preset_over_another_runs_settings_names_its_algorithm(name: str) -> N
     assert config.seed == 5 and config.task == base.task and base.algorithm == "ppo"
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_leaves_nothing_of_the_algorithm_that_was(name: str) -> None:
+    """Also not of its own; what is the run's stays."""
+    of_run: dict[str, Any] = {
+        "seed": 5, "iterations": 30, "out": "runs/b", "task": {"name": "guess-number", "options": {"high": 8}},
+        "model": {"max_pass_tokens": 999}, "warm_start": {"steps": 7}, "eval": {"every": 3}, "collapse": {"window": 2},
+    }  # fmt: skip
+    kept = {"num_slots": 3, "temperature": 0.5, "max_new_tokens": 9, "max_dropped_share": 0.2}
+    of_algorithm: dict[str, Any] = {
+        "algorithm": "filtered-bc", "buffer": {"max_trajectories": 7, "max_tokens": 99},
+        "critic": {"lr": 1.0, "trunk": "shared"}, "actor": {"lr": 1.0, "data": "replay", "clip": 0.7},
+        "ppo": {"lr": 1.0}, "reinforce": {"lr": 1.0, "group_size": 3}, "filtered_bc": {"lr": 1.0, "share": 0.7},
+    }  # fmt: skip
+    other = {"games": 100, "iterations": 4}
+    before = from_dict(Config, of_run | of_algorithm | {"rollout": kept | other})
+    chai = from_dict(Config, of_run | {"rollout": kept | {"games": 100, "best_of": 3}})
+    wanted = with_preset(from_dict(Config, of_run | {"rollout": kept}), name)
+    assert with_preset(before, name) == with_preset(chai, name) == wanted
+    assert wanted.rollout.temperature == 0.5 and wanted.model.max_pass_tokens == 999 and wanted.seed == 5
+    assert before.critic.lr == 1.0 and before.rollout.games == 100, "that which was given is left alone"
+
+
+def test_the_first_preset_is_what_is_shipped() -> None:
+    assert next(iter(PRESETS)) == "archer" and with_preset(Config(), "archer") == Config()
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [("archr", "; did you mean 'archer'?"), ("turn_ppo", "; did you mean 'turn-ppo'?"), ("xyz", "")],
@@ -49,9 +75,11 @@ def test_an_unknown_name_is_told_the_nearest(name: str, hint: str) -> None:
 
 
 def test_settings_that_a_preset_cannot_stand_on_are_named() -> None:
-    small: dict[str, Any] = {"rollout": {"games": 100}}
-    with pytest.raises(ValueError, match=r"rollout\.games: wanted a multiple of reinforce\.group_size 8, got 100"):
-        with_preset(from_dict(Config, small), "rloo")
+    message = r"iterations: wanted more than rollout\.iterations = 20, after which .* begins, got 20"
+    with pytest.raises(ValueError, match=message):
+        with_preset(Config(iterations=20), "offline-iql")
+    assert with_preset(Config(iterations=21), "offline-iql").iterations == 21
+    assert with_preset(Config(iterations=20), "archer").iterations == 20
 
 
 def test_the_paper_is_exact() -> None:

@@ -183,9 +183,17 @@ def test_of_two_runs_that_begin_together_one_clones_and_the_other_reads(cache: P
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_start_policy import CPU, Listener, make_config, start_policy\n"
-        "listener = Listener()\nstart_policy(make_config(), CPU, listener)\nprint(listener.messages[0][:18])"
+        "listener = Listener()\nprint('ready', flush=True)\nsys.stdin.readline()\n"
+        "start_policy(make_config(), CPU, listener)\nprint(listener.messages[0][:18])"
     )
-    runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = sorted(run.communicate()[0].strip() for run in runs)
+    listener = Listener()
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdin is not None and other.stdout.readline() == "ready\n"
+        other.stdin.write("go\n")
+        other.stdin.flush()
+        start_policy(make_config(), CPU, listener)
+        said = sorted([listener.messages[0][:18], other.communicate(timeout=120)[0].strip()])
     assert said == ["warm start: cloned", "warm start: read f"], said
     assert len(list(cache.iterdir())) == 1

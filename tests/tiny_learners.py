@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from archer_fast.algorithms import make_learner as learner_of
+from archer_fast.algorithms.archer import Archer
 from archer_fast.backbone import Backbone
+from archer_fast.batch import Alternatives, PackedBatch
 from archer_fast.buffer import TrajectoryBuffer
 from archer_fast.config import Config
+from archer_fast.critic import ActionFeatures, StateFeatures, ValueHeads
 from archer_fast.rollout.embedded import EmbeddedEngine
 from archer_fast.trajectory import Trajectory, Turn
 from archer_fast.turn_features import FeatureLayout
@@ -139,3 +142,83 @@ def assert_gradients(backbone: Backbone, wanted: dict[str, Tensor]) -> None:
         torch.testing.assert_close(
             found[name], gradient, rtol=1e-4, atol=2e-5 * scale, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+def q_and_v(heads: ValueHeads, trunk: Backbone, game: Trajectory) -> tuple[Tensor, Tensor, Tensor]:
+    """Q, V [2, turns] of a game's turns and V [2] of its end, by plain passes."""
+    q, v = [], []
+    with torch.no_grad():
+        for i, turn in enumerate(game.turns):
+            before = prefix(game, i)
+            state = StateFeatures(plain(trunk, before)[0][None], torch.tensor([i]))
+            q.append(q_of(heads, trunk, game, i, turn.action_ids))
+            v.append(heads.value(state)[:, 0])
+        end = StateFeatures(plain(trunk, game.input_ids)[0][None], torch.tensor([game.num_turns]))
+        return torch.stack(q, 1), torch.stack(v, 1), heads.value(end)[:, 0]
+
+
+def q_of(heads: ValueHeads, trunk: Backbone, game: Trajectory, turn: int, action: Any) -> Tensor:
+    """Q [2] of an action at a turn's state."""
+    before, ids = prefix(game, turn), np.asarray(action)
+    hidden, logprob = plain(trunk, np.concatenate([before, ids]), ids.size)
+    features = ActionFeatures(hidden[None], logprob[None], torch.tensor([said_before(game, turn, ids.tolist())]))
+    with torch.no_grad():
+        return heads.q_value(StateFeatures(plain(trunk, before)[0][None], torch.tensor([turn])), features)[:, 0]
+
+
+def credit_by_hand(learner: Archer, game: Trajectory) -> Tensor:
+    """The advantages [turns] of the actions that were taken."""
+    a, gamma = learner.config.actor, learner.config.critic.gamma
+    q, v, end = q_and_v(learner.critic.heads, learner.critic.trunk, game)
+
+    def one(values: Tensor) -> Tensor:
+        return values.amin(0) if a.pessimistic else values.mean(0)
+
+    if a.advantage == "q_minus_v":
+        return one(q) - one(v)
+    behind = torch.cat([one(v)[1:], one(end[:, None]) * (not game.terminated)])
+    credit = torch.tensor([turn.reward for turn in game.turns]) + gamma * behind - one(v)
+    for i in reversed(range(game.num_turns - 1)):
+        credit[i] += gamma * a.gae_lambda * credit[i + 1]
+    return credit
+
+
+def by_token(of_turns: Tensor, game: Trajectory) -> Tensor:
+    return of_turns.repeat_interleave(torch.tensor([turn.action_ids.size for turn in game.turns]))
+
+
+class FreshActions:
+    """What a learner's engine samples from now on at states of `games`, which its buffer holds alone or newest."""
+
+    def __init__(self, learner: Archer, games: Sequence[Trajectory]) -> None:
+        self.found: list[tuple[Trajectory, int, np.ndarray]] = []  # the game, the turn answered, the action
+        by_stream = {tuple(game.input_ids.tolist()): game for game in games}
+        sample = learner.engine.sample_alternatives
+
+        def spy(batch: PackedBatch, turn_ids: Tensor) -> Alternatives:
+            made = sample(batch, turn_ids)
+            streams = batch.input_ids.split(list(batch.lengths))
+            for row, column in made.used.nonzero().tolist():
+                action = made.action_ids[row, column, : made.lengths[row, column]].numpy()
+                turn = int(batch.turn[made.turn_ids[row, column]])
+                self.found.append((by_stream[tuple(streams[row].tolist())], turn, action))
+            return made
+
+        learner.engine.sample_alternatives = spy  # type: ignore[method-assign]
+
+    def q_values(self, heads: ValueHeads, trunk: Backbone) -> Tensor:
+        """The lesser Q [n] of each."""
+        return torch.stack([q_of(heads, trunk, *one).amin() for one in self.found])
+
+    def logprobs(self, backbone: Backbone) -> Tensor:
+        """Of all their tokens, differentiable, from a pass for each action alone."""
+        return torch.cat([action_logprobs(backbone, _answered(*one))[-one[2].size :] for one in self.found])
+
+    def by_token(self, of_actions: Tensor) -> Tensor:
+        return of_actions.repeat_interleave(torch.tensor([action.size for _, _, action in self.found]))
+
+
+def _answered(game: Trajectory, turn: int, action: np.ndarray) -> Trajectory:
+    """The game up to this turn, which is answered otherwise and ends it."""
+    last = Turn(game.turns[turn].observation_ids, action, np.zeros(action.size), 0.0, 0)
+    return Trajectory((*game.turns[:turn], last), np.array([]), True, False)

@@ -54,6 +54,7 @@ class Archer(Learner):
     ) -> None:
         super().__init__(config, actor, reference, engine, buffer)
         c, patience = config.critic, config.max_skipped_steps
+        self.needs_logprobs = config.actor.loss == "ppo_clip" and config.actor.actions != "fresh"
         self.critic_epochs, self.warmup_iterations = c.epochs, c.warmup_iterations
         self.critic = TurnCritic(c, actor, reference, seed=config.seed + 1)
         self.layout = FeatureLayout.of(reference)

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from archer_fast.actor import ScoredActions
-from archer_fast.algorithms.learner import Learner, OnStep
+from archer_fast.algorithms.learner import Learner, OnStep, by_game
 from archer_fast.config import PolicyLoss
-from archer_fast.critic import read_games
 from archer_fast.meters import Meters
 from archer_fast.packing import Int64
 
@@ -62,14 +61,11 @@ class GamesLearner(Learner):
             yield np.sort(chosen)
 
     def _reference_logprobs(self, games: Int64, meters: Meters) -> dict[int, Tensor]:
-        """By game id, of its action tokens under the start policy."""
-        found: dict[int, Tensor] = {}
-        for part in self.passes(self.buffer.lengths(games).tolist()):
-            batch = self.collate(games[part])
-            with torch.no_grad():
-                logprobs = read_games(self.reference, batch, self.config.rollout.temperature).token_logprobs
-            ends = batch.action_mask.cumsum(0)[batch.cu_seqlens[1:].long() - 1].tolist()
-            sizes = np.diff([0, *ends]).tolist()
-            found |= dict(zip(games[part].tolist(), logprobs.split(sizes), strict=True))
-            meters.count(processed_tokens=batch.num_tokens)
+        """By game id, of its action tokens under the start policy; those of the newest games are known."""
+        found = dict(self.ref_logprobs)
+        unknown = games[~np.isin(games, list(found))]
+        if unknown.size:
+            for ids, batch, features in self.read_start_policy(unknown):
+                found |= by_game(features.token_logprobs, ids, batch)
+                meters.count(processed_tokens=batch.num_tokens)
         return found

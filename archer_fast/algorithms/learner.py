@@ -37,6 +37,7 @@ class Learner:
     modules and optimizers in `modules` and `steps`, and they are saved and restored.
     """
 
+    needs_logprobs = False  # of the policy that sampled an action: for the ratio of ppo_clip
     critic_epochs = 0  # steps of `update_critic`, for the progress bar
     warmup_iterations = 0  # iterations before the first `update_actor`
 
@@ -47,6 +48,7 @@ class Learner:
         self.actor, self.reference, self.engine, self.buffer = actor, reference, engine, buffer
         self.trunk_version = reference.fingerprint()
         self.newest: Int64 = np.empty(0, np.int64)  # ids of the games that the last `insert` stored
+        self.ref_logprobs: dict[int, Tensor] = {}  # theirs: of their action tokens under the start policy
         self.staging = DeviceStaging(actor.device)
         self.rng = np.random.default_rng([config.seed, 2])  # which games and turns the actor visits
         group = [{"params": list(actor.parameters()), "lr": self.update.lr}]
@@ -54,6 +56,11 @@ class Learner:
 
     def insert(self, trajectories: list[Trajectory], meters: Meters) -> None:
         """Store games in the buffer; the start policy reads them once, for the KL."""
+        if self.needs_logprobs and any(turn.policy_version < 0 for game in trajectories for turn in game.turns):
+            raise ValueError(
+                f"trajectories: {self.config.algorithm} with the loss ppo_clip wants the log-probs of the policy that "
+                "sampled each action, got turns of policy_version < 0, whose log-probs nobody knows"
+            )
         first = self.buffer.trajectory_range[1]
         self.buffer.extend(trajectories)
         low, end = self.buffer.trajectory_range
@@ -62,7 +69,9 @@ class Learner:
         if games.size == 0:
             return
         moved, num_turns = [], 0
-        for _, batch, features in self.read_start_policy(games):
+        self.ref_logprobs = {}
+        for ids, batch, features in self.read_start_policy(games):
+            self.ref_logprobs |= by_game(features.token_logprobs, ids, batch)
             moved.append(batch.rollout_logprobs.sum() - features.action.logprob.sum())
             num_turns += sum(batch.num_turns)
             meters.count(processed_tokens=batch.num_tokens)
@@ -112,7 +121,7 @@ class Learner:
             entropy_coef=u.entropy_coef,
             **more,
         )
-        meters.add(actor_loss=out.policy_loss, entropy_fresh=out.entropy)
+        meters.add(actor_loss=out.policy_loss, actor_entropy=out.entropy)
         if kind == "ppo_clip":
             meters.add(clip_fraction=out.clip_fraction)
         meters.count(actor_steps=1, useful_tokens=sum(scored.rows.numel() for scored in passes))
@@ -193,3 +202,9 @@ class Learner:
         self.rng.bit_generator.state = numbers["rng"]
         for name, step in self.steps().items():
             step.num_steps, step.skipped_in_a_row = numbers["steps"][name]
+
+
+def by_game(token_values: Tensor, trajectory_ids: Int64, batch: PackedBatch) -> dict[int, Tensor]:
+    """Values [A] of a batch's action tokens, split into its games'."""
+    ends = batch.action_mask.cumsum(0)[batch.cu_seqlens[1:].long() - 1].tolist()
+    return dict(zip(trajectory_ids.tolist(), token_values.split(np.diff([0, *ends]).tolist()), strict=True))

@@ -63,6 +63,8 @@ class PPO(GamesLearner):
     The value head reads what ArCHer's critic reads: the start policy's hidden states and the index of the turn.
     """
 
+    needs_logprobs = True
+
     def __init__(
         self, config: Config, actor: Backbone, reference: Backbone, engine: EmbeddedEngine, buffer: TrajectoryBuffer
     ) -> None:

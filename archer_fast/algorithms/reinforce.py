@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from archer_fast.advantages import normalise
+from archer_fast.advantages import discounted_returns, normalise
 from archer_fast.algorithms.games_learner import GamesLearner
 from archer_fast.algorithms.learner import OnStep, ignore
 from archer_fast.meters import Meters
@@ -26,7 +26,8 @@ class Reinforce(GamesLearner):
         r = self.config.reinforce
         turn_ids = self.turns_of(self.newest)
         records, (_, num_turns) = self.buffer.turn_records(turn_ids), self.buffer.turn_span(self.newest)
-        returns = returns_to_go(records.rewards, records.is_last, r.gamma)
+        cu_turns = torch.from_numpy(np.concatenate([[0], np.cumsum(num_turns)]).astype(np.int32))
+        returns = discounted_returns(torch.from_numpy(records.rewards).double(), cu_turns, r.gamma).numpy()
         if r.baseline == "group":
             first = np.cumsum(num_turns) - num_turns
             advantages = np.repeat(leave_one_out(returns[first], self._seeds), num_turns)
@@ -38,18 +39,6 @@ class Reinforce(GamesLearner):
             credit = normalise(credit)
         by_game: dict[int, Tensor] = dict(zip(self.newest.tolist(), credit.split(num_turns.tolist()), strict=True))
         self.step_on_games(self.newest, by_game, meters, on_step, max_moved=r.max_kl_step)
-
-
-def returns_to_go(rewards: np.ndarray, is_last: np.ndarray, gamma: float) -> np.ndarray:
-    """G_t = r_t + gamma G_{t+1} of games laid end to end: rewards [N], is_last [N] bool -> [N] float64.
-
-    rewards [1, 2, 4], is_last [F, T, T], gamma 0.5 -> [2, 2, 4].
-    """
-    returns = rewards.astype(np.float64)
-    for t in range(returns.size - 2, -1, -1):
-        if not is_last[t]:
-            returns[t] += gamma * returns[t + 1]
-    return returns
 
 
 def mean_by(values: np.ndarray, keys: np.ndarray) -> np.ndarray:

@@ -189,8 +189,8 @@ def _behaviour(figures: Figures) -> str:
     form = {name: "{:.1%}" if name in ("guess", "repeat", "invalid") else "{:.3g}" for name in names}
     rows = [[one.name, *(_mean_se(one.behaviour[name], form[name]) for name in names)] for one in some]
     text = (
-        "Shares are of turns, in the evaluation at the end; entropy and KL of the last iterations "
-        f"({figures.plan.window:,} games). ± standard error over seeds."
+        "Of the evaluation at the end; of a run that has not ended, of its last iterations "
+        f"({figures.plan.window:,} games). Shares are of turns. ± standard error over seeds."
     )
     return f"{textwrap.fill(text, 120)}\n\n{table(['', *(LEGEND.get(name, name) for name in names)], rows)}"
 

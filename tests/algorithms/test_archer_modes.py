@@ -5,30 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tiny_learners import (
+    FreshActions,
     MakeLM,
     action_logprobs,
     assert_gradients,
+    by_token,
+    credit_by_hand,
     gradients,
     make_learner,
-    plain,
-    prefix,
+    q_and_v,
+    q_of,
     random_games,
-    said_before,
     sampled_logprobs,
     turns_of,
     twin_of,
 )
 from torch import Tensor
 
-from archer_fast.algorithms.archer import Archer
-from archer_fast.backbone import Backbone
-from archer_fast.batch import Alternatives, PackedBatch
+from archer_fast.batch import PackedBatch
 from archer_fast.config import ActorConfig, BufferConfig, Config, CriticConfig, ModelConfig, RolloutConfig
-from archer_fast.critic import ActionFeatures, StateFeatures, ValueHeads
 from archer_fast.meters import Meters
 from archer_fast.packing import pack_trajectories
 from archer_fast.trajectory import Trajectory
@@ -38,37 +36,17 @@ GAMMA = 0.9
 
 
 def make_config(critic: dict[str, Any] | None = None, max_trajectories: int = 64, **actor: Any) -> Config:
+    """Fresh actions at replayed states, by REINFORCE, where `actor` does not say otherwise."""
     of_critic = {"hidden_size": 16, "batch_turns": 12, "epochs": 1, "gamma": GAMMA, "tau": 0.3} | (critic or {})
-    of_actor = {"batch_games": 16, "epochs": 1, "lr": 1e-3, "max_kl_step": 1e3, "max_grad_norm": 1e9} | actor
+    plain_actor = {"data": "replay", "actions": "fresh", "loss": "reinforce", "normalise_advantages": False}
+    of_actor = {"batch_games": 16, "epochs": 1, "lr": 1e-3, "max_kl_step": 1e3, "max_grad_norm": 1e9}
     return Config(
         critic=CriticConfig(**of_critic),
-        actor=ActorConfig(**of_actor),
+        actor=ActorConfig(**plain_actor | of_actor | actor),
         rollout=RolloutConfig(max_new_tokens=4),
         buffer=BufferConfig(max_trajectories=max_trajectories, max_tokens=4096),
         model=ModelConfig(max_pass_tokens=60),  # several passes a step
     )
-
-
-def q_and_v(heads: ValueHeads, trunk: Backbone, game: Trajectory) -> tuple[Tensor, Tensor, Tensor]:
-    """Q, V [2, turns] of a game's turns and V [2] of its end, by plain passes."""
-    q, v = [], []
-    with torch.no_grad():
-        for i, turn in enumerate(game.turns):
-            before = prefix(game, i)
-            state = StateFeatures(plain(trunk, before)[0][None], torch.tensor([i]))
-            q.append(q_of(heads, trunk, game, i, turn.action_ids))
-            v.append(heads.value(state)[:, 0])
-        end = StateFeatures(plain(trunk, game.input_ids)[0][None], torch.tensor([game.num_turns]))
-        return torch.stack(q, 1), torch.stack(v, 1), heads.value(end)[:, 0]
-
-
-def q_of(heads: ValueHeads, trunk: Backbone, game: Trajectory, turn: int, action: Any) -> Tensor:
-    """Q [2] of an action at a turn's state."""
-    before, ids = prefix(game, turn), np.asarray(action)
-    hidden, logprob = plain(trunk, np.concatenate([before, ids]), ids.size)
-    features = ActionFeatures(hidden[None], logprob[None], torch.tensor([said_before(game, turn, ids.tolist())]))
-    with torch.no_grad():
-        return heads.q_value(StateFeatures(plain(trunk, before)[0][None], torch.tensor([turn])), features)[:, 0]
 
 
 def lambda_returns(game: Trajectory, v: Tensor, end: Tensor, td_lambda: float) -> Tensor:
@@ -162,27 +140,6 @@ def test_v_is_an_expectile_of_the_target_q_of_the_action_taken(
 # -- the actor on logged actions -------------------------------------------------------------------
 
 
-def credit_by_hand(learner: Archer, game: Trajectory) -> Tensor:
-    """[turns]"""
-    a = learner.config.actor
-    q, v, end = q_and_v(learner.critic.heads, learner.critic.trunk, game)
-
-    def one(values: Tensor) -> Tensor:
-        return values.amin(0) if a.pessimistic else values.mean(0)
-
-    if a.advantage == "q_minus_v":
-        return one(q) - one(v)
-    behind = torch.cat([one(v)[1:], one(end[:, None]) * (not game.terminated)])
-    credit = torch.tensor([turn.reward for turn in game.turns]) + GAMMA * behind - one(v)
-    for i in reversed(range(game.num_turns - 1)):
-        credit[i] += GAMMA * a.gae_lambda * credit[i + 1]
-    return credit
-
-
-def by_token(of_turns: Tensor, game: Trajectory) -> Tensor:
-    return of_turns.repeat_interleave(torch.tensor([turn.action_ids.size for turn in game.turns]))
-
-
 @pytest.mark.parametrize("trunk", ["frozen", "shared", "separate"])
 @pytest.mark.parametrize(
     "actor",
@@ -246,7 +203,7 @@ def test_steps_on_logged_actions_end_once_the_policy_has_moved_from_the_one_that
         {"advantage": "centred", "alternatives": 3, "kl_coef": 0.2},
         {"advantage": "q_minus_v", "alternatives": 1, "kl_coef": 0.0},
         {"advantage": "q_minus_v", "alternatives": 2, "kl_coef": 0.1, "loss": "awr", "normalise_advantages": True},
-        {"advantage": "residual", "alternatives": 3, "kl_coef": 0.2, "actions": "both", "gae_lambda": 0.7},
+        {"advantage": "centred", "alternatives": 3, "kl_coef": 0.2, "actions": "both", "gae_lambda": 0.7},
         {"advantage": "centred", "alternatives": 3, "kl_coef": 0.2, "actions": "both", "normalise_advantages": True},
     ],
     ids=["centred", "paper", "awr", "both", "both-normalised"],
@@ -260,16 +217,7 @@ def test_a_step_on_fresh_actions_is_that_of_plain_torch(make_lm: MakeLM, trunk: 
         with torch.no_grad():
             for p in learner.critic.separate_trunk.parameters():
                 p.mul_(0.9)
-    sample, found = learner.engine.sample_alternatives, []
-
-    def spy(batch: PackedBatch, turn_ids: Tensor) -> Alternatives:
-        made = sample(batch, turn_ids)
-        for game, row in made.used.nonzero().tolist():
-            turn = int(batch.turn[made.turn_ids[game, row]])
-            found.append((games[game], turn, made.action_ids[game, row, : made.lengths[game, row]].numpy()))
-        return made
-
-    learner.engine.sample_alternatives = spy
+    fresh = FreshActions(learner, games)
     weights = {name: p.detach().clone() for name, p in learner.actor.named_parameters()}
     meters = Meters()
     learner.update_actor(meters)
@@ -278,21 +226,16 @@ def test_a_step_on_fresh_actions_is_that_of_plain_torch(make_lm: MakeLM, trunk: 
         for name, p in learner.actor.named_parameters():
             p.copy_(weights[name])
 
-    a = learner.config.actor
-    heads, trunk_model = learner.critic.heads, learner.critic.trunk
-    q = torch.stack([q_of(heads, trunk_model, *one).amin() for one in found])
+    a, found = learner.config.actor, fresh.found
+    q = fresh.q_values(learner.critic.heads, learner.critic.trunk)
     if a.advantage != "q_minus_v":
         assert len(found) == 3 * sum(min(game.num_turns, 2) for game in games)
         advantages = (q.view(-1, 3) - q.view(-1, 3).mean(1, keepdim=True)).view(-1)
     else:
-        advantages = q - torch.stack([q_and_v(heads, trunk_model, g)[1][:, t].amin() for g, t, _ in found])
-    credit = advantages.repeat_interleave(torch.tensor([ids.size for _, _, ids in found]))
-    played = [Trajectory((*g.turns[:t], replaced(g, t, ids)), np.array([]), True, False) for g, t, ids in found]
-    sizes = [ids.size for _, _, ids in found]
-    logprobs = torch.cat([action_logprobs(learner.actor, game)[-n:] for game, n in zip(played, sizes, strict=True)])
-    reference = torch.cat(
-        [action_logprobs(learner.reference, game).detach()[-n:] for game, n in zip(played, sizes, strict=True)]
-    )
+        v = [q_and_v(learner.critic.heads, learner.critic.trunk, game)[1][:, turn].amin() for game, turn, _ in found]
+        advantages = q - torch.stack(v)
+    credit = fresh.by_token(advantages)
+    logprobs, reference = fresh.logprobs(learner.actor), fresh.logprobs(learner.reference).detach()
     num_actions = len(found)
     if a.actions == "both":  # and those that were taken, each by its residual
         credit = torch.cat([credit, *(by_token(credit_by_hand(learner, game), game) for game in games)])
@@ -313,16 +256,11 @@ def test_a_step_on_fresh_actions_is_that_of_plain_torch(make_lm: MakeLM, trunk: 
     assert_gradients(learner.actor, wanted)
 
 
-def replaced(game: Trajectory, turn: int, action: np.ndarray) -> Any:
-    """The turn, answered otherwise."""
-    return type(game.turns[0])(game.turns[turn].observation_ids, action, np.zeros(action.size), 0.0, 0)
-
-
 # -- the token baseline, and CHAI's choice ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("actions", "advantage"), [("fresh", "q_minus_v"), ("logged", "q_minus_v"), ("both", "residual")]
+    ("actions", "advantage"), [("fresh", "q_minus_v"), ("logged", "q_minus_v"), ("both", "centred")]
 )
 def test_the_token_baseline_is_subtracted_saved_and_stepped(make_lm: MakeLM, actions: Any, advantage: Any) -> None:
     config = make_config(

@@ -46,7 +46,7 @@ Q = [(3.0, 2.0), (0.0, 7.0), (6.0, 8.0)]
 
 
 @pytest.mark.parametrize(
-    ("config", "advantages", "q"),
+    ("settings", "advantages", "q"),
     [
         # Two actions of state 3, one of state 1, which has nothing to be compared with.
         ({"advantage": "centred"}, [1.0, -1.0, 0.0], [2.0, 0.0, 6.0]),
@@ -55,8 +55,9 @@ Q = [(3.0, 2.0), (0.0, 7.0), (6.0, 8.0)]
         ({"advantage": "q_minus_v", "pessimistic": False}, [1.0, 2.0, 2.5], [2.5, 3.5, 7.0]),
     ],
 )
-def test_alternatives(config: dict[str, Any], advantages: list[float], q: list[float]) -> None:
-    got = credit_alternatives(Heads(), states(*V), actions(*Q), torch.tensor([3, 3, 1]), ActorConfig(**config))
+def test_alternatives(settings: dict[str, Any], advantages: list[float], q: list[float]) -> None:
+    config = ActorConfig(actions="fresh", **settings)
+    got = credit_alternatives(Heads(), states(*V), actions(*Q), torch.tensor([3, 3, 1]), config)
     assert [x.tolist() for x in got] == [advantages, q]
 
 

@@ -62,10 +62,15 @@ def test_credit_and_reference_go_with_their_games_through_every_pass(make_lm: Ma
         assert_gradients(learner.actor, wanted)
 
 
-def test_the_start_policy_is_not_read_where_nothing_pulls_towards_it(make_lm: MakeLM) -> None:
-    for kl_coef, num_reads in ((0.0, 0), (0.1, 1)):
-        learner, calls = make_learner(make_lm, make_config(epochs=3, kl_coef=kl_coef, share=1.0)), []
-        learner.insert(random_games(), Meters())
-        learner.reference.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
-        learner.update_actor(Meters())
-        assert len(calls) == num_reads
+@pytest.mark.parametrize(("kl_coef", "newest", "num_reads"), [(0.0, False, 0), (0.1, False, 1), (0.1, True, 0)])
+def test_the_start_policy_is_read_where_it_pulls_at_games_that_it_has_not_read(
+    make_lm: MakeLM, kl_coef: float, newest: bool, num_reads: int
+) -> None:
+    """The newest were read as they came; older ones are, once for all steps."""
+    learner = make_learner(make_lm, make_config(epochs=3, kl_coef=kl_coef, share=1.0, newest=newest))
+    sizes: list[int] = []
+    learner.insert(random_games(4, seed=5), Meters())
+    learner.insert(random_games(), Meters())
+    learner.reference.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].numel()))
+    learner.update_actor(Meters())
+    assert sizes == [sum(game.num_tokens for game in random_games(4, seed=5))] * num_reads

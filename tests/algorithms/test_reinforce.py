@@ -1,4 +1,4 @@
-"""REINFORCE: returns and baselines as functions, and what each mode credits an iteration's actions with."""
+"""REINFORCE: baselines as functions, and what each mode credits an iteration's actions with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_learners import MakeLM, make_learner, random_games, turns_of
 
-from archer_fast.algorithms.reinforce import Reinforce, leave_one_out, mean_by, returns_to_go
+from archer_fast.algorithms.reinforce import Reinforce, leave_one_out, mean_by
 from archer_fast.config import BufferConfig, Config, CriticConfig, ReinforceConfig, RolloutConfig
 from archer_fast.meters import Meters
 from archer_fast.trajectory import Trajectory
@@ -18,26 +18,14 @@ from archer_fast.trajectory import Trajectory
 pytestmark = pytest.mark.usefixtures("one_thread")
 NUMBERS = st.floats(-100, 100, width=32)
 KEYED = st.lists(st.tuples(NUMBERS, st.integers(0, 3)), max_size=20)
-GAMES = st.lists(st.lists(NUMBERS, min_size=1, max_size=6), max_size=5)
 
 
 # -- functions -------------------------------------------------------------------------------------
 
 
 def test_the_examples_of_the_docstrings() -> None:
-    rewards, is_last = np.array([1, 2, 4], np.float32), np.array([False, True, True])
-    assert returns_to_go(rewards, is_last, 0.5).tolist() == [2, 2, 4]
-    assert rewards.tolist() == [1, 2, 4]
     assert mean_by(np.array([1.0, 3, 5]), np.array([7, 7, 2])).tolist() == [2, 2, 5]
     assert leave_one_out(np.array([1.0, 3, 5]), np.array([7, 7, 2])).tolist() == [-2, 2, 0]
-
-
-@given(games=GAMES, gamma=st.floats(0, 1))
-def test_returns_are_sums_within_a_game(games: list[list[float]], gamma: float) -> None:
-    rewards = np.array([x for game in games for x in game], np.float32)
-    is_last = np.array([i + 1 == len(game) for game in games for i in range(len(game))], bool)
-    wanted = [sum(gamma**k * x for k, x in enumerate(game[i:])) for game in games for i in range(len(game))]
-    np.testing.assert_allclose(returns_to_go(rewards, is_last, gamma), wanted, rtol=1e-9, atol=1e-6)
 
 
 @given(KEYED)

@@ -37,11 +37,18 @@ from archer_fast.trajectory import Trajectory
 from archer_fast.watcher import SilentWatcher
 
 UPDATE: dict[str, Any] = {"batch_games": 4, "epochs": 2, "max_kl_step": 1e3}
-LOGGED: dict[str, Any] = UPDATE | {"actions": "logged"}
+LOGGED: dict[str, Any] = UPDATE | {"actions": "logged", "normalise_advantages": False}
 CRITIC: dict[str, Any] = {"hidden_size": 16, "epochs": 3, "batch_turns": 16, "warmup_iterations": 0}
 PLAY: dict[str, Any] = {"games": 8, "num_slots": 8, "max_new_tokens": 4}
 
+FRESH: dict[str, Any] = UPDATE | {"data": "replay", "actions": "fresh", "loss": "reinforce"}
+FRESH |= {"normalise_advantages": False}
+
 MODES: dict[str, dict[str, Any]] = {
+    "archer": {
+        "actor": ActorConfig(states_per_game=2, alternatives=3, **UPDATE),
+        "critic": CriticConfig(**CRITIC),
+    },
     "ppo": {"algorithm": "ppo", "ppo": PPOConfig(value_epochs=2, value_batch=16, **UPDATE)},
     "turn-ppo": {"algorithm": "ppo", "ppo": PPOConfig(level="turn", value_epochs=2, value_batch=16, **UPDATE)},
     "rloo": {"algorithm": "reinforce", "reinforce": ReinforceConfig(baseline="group", group_size=4, **UPDATE)},
@@ -51,16 +58,16 @@ MODES: dict[str, dict[str, Any]] = {
         "critic": CriticConfig(td_lambda=0.5, **CRITIC),
     },
     "archer-token-baseline": {
-        "actor": ActorConfig(token_baseline=True, states_per_game=2, alternatives=3, **UPDATE),
+        "actor": ActorConfig(token_baseline=True, states_per_game=2, alternatives=3, **FRESH),
         "critic": CriticConfig(**CRITIC),
     },
     "offline-iql": {
-        "actor": ActorConfig(advantage="q_minus_v", loss="awr", **LOGGED),
+        "actor": ActorConfig(data="replay", advantage="q_minus_v", loss="awr", **LOGGED),
         "critic": CriticConfig(value_target="expectile", **CRITIC),
         "rollout": RolloutConfig(iterations=1, **PLAY),
     },
     "chai": {
-        "actor": ActorConfig(**UPDATE | {"epochs": 0}),
+        "actor": ActorConfig(**FRESH | {"epochs": 0}),
         "critic": CriticConfig(**CRITIC),
         "rollout": RolloutConfig(best_of=2, **PLAY),
     },
