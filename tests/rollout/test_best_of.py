@@ -300,6 +300,8 @@ def test_a_run_plays_and_is_evaluated_by_the_critics_choice(tmp_path: Path, monk
 
     # Before, an evaluation an iteration but the last, three at the end; two rollouts by one engine.
     assert Counter(name for name, _ in players) == {"evaluation": 5, "run_state": 2}
+    name, alone = players.pop(0)
+    assert name == "evaluation" and type(alone) is EmbeddedEngine, "before, by the policy: no critic has learned yet"
     assert all(type(engine) is BestOfEngine and engine.num_candidates == 3 for _, engine in players)
     assert len({id(engine) for name, engine in players if name == "run_state"}) == 1
     assert all(engine.num_slots == 4 for _, engine in players)
