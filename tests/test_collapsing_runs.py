@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,7 @@ from archer_fast.meters import Meters
 from archer_fast.run_state import RunState
 from archer_fast.trajectory import Trajectory
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread_and_one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The clone is made once for the module, and sums are in one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ARCHER_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread_and_one_cache")
 
 
 def config_of(out: Path, action: str, warmup: int = 1, **changes: Any) -> Config:

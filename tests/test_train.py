@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -63,15 +63,7 @@ from archer_fast.watcher import SilentWatcher
 ITERATIONS = 4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread_and_one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """For the whole module, as its finished run is shared: the clone is made once, and sums are in one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ARCHER_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread_and_one_cache")
 
 
 def tiny_config(out: Path | str, **changes: Any) -> Config:
@@ -107,7 +99,7 @@ def run(config: Config, watcher: SilentWatcher | None = None) -> dict[str, float
 
 
 @pytest.fixture(scope="module")
-def whole_run(_one_thread_and_one_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_run(one_thread_and_one_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     run(tiny_config(folder))
