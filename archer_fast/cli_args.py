@@ -227,7 +227,11 @@ def parse_train(argv: Sequence[str], *, prog: str) -> Config:
         elif known.resume and is_run(known.out):
             base = read_config(known.out)  # to resume is to go on with the same settings
         if known.preset is not None:
-            base = with_preset(base, known.preset)
+            chosen = with_preset(base, known.preset)
+            if not (known.resume and is_run(known.out)):
+                base = chosen
+            elif chosen.algorithm != base.algorithm:
+                raise ValueError(f"preset: {known.out!r} goes on as it is, by {base.algorithm}, got {known.preset!r}")
     base.resume = False
     given = parse(TrainArgs, argv, prog=prog, default=TrainArgs(base)).settings
     if given.task.options is base.task.options:  # tyro's own object: no option was given

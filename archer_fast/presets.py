@@ -113,6 +113,8 @@ def with_preset(config: Config, name: str) -> Config:
         values[section] = defaults[section]
     for key in ("games", "iterations", "best_of"):
         values["rollout"][key] = defaults["rollout"][key]
+    if "rollout.iterations" in PRESETS[name]:  # a short run's number would leave nothing to learn in
+        values["iterations"] = max(values["iterations"], defaults["iterations"])
     for dotted, value in PRESETS[name].items():
         *path, last = dotted.split(".")
         inner = values

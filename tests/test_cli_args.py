@@ -133,9 +133,13 @@ def test_a_run_that_is_resumed_keeps_its_preset(tmp_path: Path) -> None:
     wanted = dataclasses.replace(saved, resume=True)
     assert train("--resume", "--out", str(tmp_path)) == wanted
     assert train("--resume", "--out", str(tmp_path), "--preset", "rloo") == wanted
-    other = train("--resume", "--out", str(tmp_path), "--preset", "ppo")
+    changed = dataclasses.replace(saved, reinforce=dataclasses.replace(saved.reinforce, epochs=7))
+    RunFolder(tmp_path).save_config(changed)
+    assert train("--resume", "--out", str(tmp_path), "--preset", "rloo").reinforce.epochs == 7, "nothing is reset"
+    with pytest.raises(ValueError, match=r"preset: '.*' goes on as it is, by reinforce, got 'ppo'"):
+        train("--resume", "--out", str(tmp_path), "--preset", "ppo")
     with pytest.raises(ValueError, match="algorithm: a run that is resumed keeps 'reinforce', got 'ppo'"):
-        changed_settings(saved, other)
+        changed_settings(saved, dataclasses.replace(saved, algorithm="ppo"))
 
 
 def test_an_unknown_preset_and_one_that_an_option_contradicts(capsys: pytest.CaptureFixture[str]) -> None:
