@@ -65,11 +65,10 @@ class Learner:
         self.buffer.extend(trajectories)
         low, end = self.buffer.trajectory_range
         games = np.arange(max(first, low), end)  # all but those that the push itself evicted
-        self.newest = games
+        self.newest, self.ref_logprobs = games, {}
         if games.size == 0:
             return
         moved, num_turns = [], 0
-        self.ref_logprobs = {}
         for ids, batch, features in self.read_start_policy(games):
             self.ref_logprobs |= by_game(features.token_logprobs, ids, batch)
             moved.append(batch.rollout_logprobs.sum() - features.action.logprob.sum())

@@ -46,6 +46,8 @@ def test_what_the_start_policy_said_of_the_newest_games_is_kept(make_lm: MakeLM,
         with torch.no_grad():
             wanted = action_logprobs(learner.reference, game)
         torch.testing.assert_close(learner.ref_logprobs[3 + i], wanted, rtol=1e-4, atol=1e-4)
+    learner.insert([], Meters())  # an offline iteration: nothing is new
+    assert learner.ref_logprobs == {} and learner.newest.size == 0
 
 
 # -- games whose sampler nobody knows --------------------------------------------------------------

@@ -15,7 +15,6 @@ from tiny_learners import (
     assert_gradients,
     gradients,
     make_learner,
-    prefix,
     random_games,
     sampled_logprobs,
 )
@@ -212,10 +211,3 @@ def test_one_step_in_all_is_credited_with_nothing(make_lm: MakeLM) -> None:
     learner.update_actor(meters)
     row = meters.read()
     assert row["skipped_steps"] == 0 and abs(row["actor_loss"]) < 1e-6 and all(np.isfinite(x) for x in row.values())
-
-
-def test_games_start_as_prefixes() -> None:
-    """The helper above agrees with the place of a turn's observation."""
-    game = random_games(4)[3]
-    firsts = [place for place, *_ in steps_of(game, "turn", 1.0)]
-    assert firsts == [prefix(game, i).size - 1 for i in range(4)]
