@@ -69,6 +69,20 @@ class ScoredActions(NamedTuple):
             int(batch.turn.shape[0]),
         )
 
+    def joined(self, taken: ScoredActions) -> ScoredActions:
+        """These and the actions that were taken in the games which carry them, in one pass: this one's, whose tokens
+        begin with those of `taken`."""
+        refs = (self.ref_logprobs, taken.ref_logprobs)
+        return self._replace(
+            rows=torch.cat([self.rows, taken.rows]),
+            target_ids=torch.cat([self.target_ids, taken.target_ids]),
+            rollout_logprobs=torch.cat([self.rollout_logprobs, taken.rollout_logprobs]),
+            ref_logprobs=None if refs[0] is None or refs[1] is None else torch.cat([refs[0], refs[1]]),
+            advantages=torch.cat([self.advantages, taken.advantages]),
+            turn=torch.cat([self.turn, taken.turn]),
+            num_actions=self.num_actions + taken.num_actions,
+        )
+
 
 class ActorLoss(NamedTuple):
     loss: Tensor  # [] what is minimised

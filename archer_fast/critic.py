@@ -41,6 +41,15 @@ class GameFeatures(NamedTuple):
     token_logprobs: Tensor  # [A] of the action tokens under the trunk's own policy
 
 
+class TreeFeatures(NamedTuple):
+    """Everything the critic reads of a tree, from one pass of its trunk."""
+
+    state: StateFeatures  # [num_branches]
+    action: ActionFeatures  # [num_branches]
+    token_logprobs: Tensor  # [M] of the branches' tokens under the trunk's own policy
+    taken: GameFeatures | None  # of the games that carry the branches, where asked for
+
+
 class PairedMLP(nn.Module):
     """Two independent MLPs with two hidden layers, run as one batched product: x [n, in] -> [2, n]."""
 
@@ -186,6 +195,11 @@ def token_logprobs(backbone: Backbone, hidden: Tensor, batch: PackedBatch, tempe
 def read_games(trunk: Backbone, batch: PackedBatch, temperature: float) -> GameFeatures:
     """One packed pass of `trunk` -> what the critic reads of every turn."""
     hidden = trunk(batch.input_ids, batch.position_ids, trunk.layout(batch.cu_seqlens, batch.lengths))
+    return _game_features(trunk, hidden, batch, temperature)
+
+
+def _game_features(trunk: Backbone, hidden: Tensor, batch: PackedBatch, temperature: float) -> GameFeatures:
+    """hidden [>= T, H]: of a pass that begins with the batch's T tokens."""
     with torch.no_grad():
         logprobs = token_logprobs(trunk, hidden.detach(), batch, temperature)
         per_turn = logprobs.new_zeros(batch.turn.shape[0])
@@ -208,14 +222,17 @@ def next_states(state: StateFeatures, final: StateFeatures, batch: PackedBatch) 
 
 @torch.no_grad()
 def read_tree(
-    trunk: Backbone, batch: PackedBatch, tree: TreeBatch, temperature: float
-) -> tuple[StateFeatures, ActionFeatures, Tensor]:
-    """One pass over a tree -> what Q reads of each branch, and the log-probs [M] of their tokens under `trunk`."""
+    trunk: Backbone, batch: PackedBatch, tree: TreeBatch, temperature: float, *, taken: bool = False
+) -> TreeFeatures:
+    """One pass over a tree -> what Q reads of each branch; taken: and what the critic reads of the games themselves."""
     hidden = trunk(tree.input_ids, tree.position_ids, tree.layout)
     logprobs = linear_logprobs(
         hidden, trunk.lm_head_weight, tree.target_ids, rows=tree.rows, temperature=temperature
     ).logprobs
     per_branch = logprobs.new_zeros(tree.num_branches).index_add_(0, tree.branch_ids, logprobs)
-    state = StateFeatures(hidden[tree.state_positions], batch.turn[tree.turn_ids].long())
-    repeated = repeated_branches(batch, tree)
-    return state, ActionFeatures(hidden[tree.action_positions], per_branch, repeated), logprobs
+    return TreeFeatures(
+        StateFeatures(hidden[tree.state_positions], batch.turn[tree.turn_ids].long()),
+        ActionFeatures(hidden[tree.action_positions], per_branch, repeated_branches(batch, tree)),
+        logprobs,
+        _game_features(trunk, hidden, batch, temperature) if taken else None,
+    )

@@ -42,8 +42,8 @@ def critic_score(critic: TurnCritic, temperature: float, *, pessimistic: bool = 
 
     @torch.no_grad()
     def score(batch: PackedBatch, tree: TreeBatch) -> Tensor:
-        state, action, _ = read_tree(critic.trunk, batch, tree, temperature)
-        q = critic.heads.q_value(state, action)
+        read = read_tree(critic.trunk, batch, tree, temperature)
+        q = critic.heads.q_value(read.state, read.action)
         return q.amin(0) if pessimistic else q.mean(0)
 
     return score

@@ -327,7 +327,7 @@ def test_branches_are_read_as_games_in_which_they_were_played(make_lm: MakeLM) -
     action_ids = torch.from_numpy(rng.integers(0, VOCAB, (4, 3, 4))).int()
     alternatives = Alternatives(action_ids, torch.zeros(4, 3, 4), lengths, turn_ids)
     tree = plant_tree(batch, alternatives, backbone.layout(batch.cu_seqlens, batch.lengths))
-    state, action, logprobs = read_tree(backbone, batch, tree, temperature)
+    state, action, logprobs, whole = read_tree(backbone, batch, tree, temperature, taken=True)
 
     states, actions, beliefs, turns_wanted, token_logprobs = [], [], [], [], []
     for game, row in alternatives.used.nonzero().tolist():
@@ -351,6 +351,13 @@ def test_branches_are_read_as_games_in_which_they_were_played(make_lm: MakeLM) -
     assert_near(logprobs, token_logprobs)
     assert state.turn.tolist() == turns_wanted
     assert not action.hidden.requires_grad
+
+    games_alone = read_games(backbone, batch, temperature)
+    assert whole is not None
+    for name in ("state", "action", "final"):  # branches in the pass change nothing for the games that carry them
+        for got, wanted in zip(getattr(whole, name), getattr(games_alone, name), strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(whole.token_logprobs, games_alone.token_logprobs, rtol=1e-5, atol=1e-5)
 
 
 def test_games_and_branches_tell_which_actions_were_taken_before(make_lm: MakeLM) -> None:
@@ -376,7 +383,7 @@ def test_games_and_branches_tell_which_actions_were_taken_before(make_lm: MakeLM
         torch.tensor([[turn for turn, _ in branches] for branches in asked]),
     )
     tree = plant_tree(batch, alternatives, backbone.layout(batch.cu_seqlens, batch.lengths))
-    assert read_tree(backbone, batch, tree, 1.0)[1].repeated.tolist() == [0, 1, 0, 1, 0, 0, 1, 0]
+    assert read_tree(backbone, batch, tree, 1.0).action.repeated.tolist() == [0, 1, 0, 1, 0, 0, 1, 0]
 
 
 def test_v_after_an_action_is_v_of_the_next_state_or_the_final_observation(make_lm: MakeLM) -> None:

@@ -112,14 +112,13 @@ class Archer(Learner):
         first_kl: float | None = None
         for _ in range(a.epochs):
             games = self._choose_games()
-            passes: list[ScoredActions] = []
-            if a.actions != "logged":
+            if a.actions == "logged":
+                passes = self._logged_passes(games, meters)
+            else:
                 passes, kl = self._fresh_passes(games, meters)
                 first_kl = kl if first_kl is None else first_kl
                 if abs(kl - first_kl) > a.max_kl_step:
                     break
-            if a.actions != "fresh":
-                passes += self._logged_passes(games, meters)
             passes = self._prepared(passes, games, meters)
             out = self.take_actor_step(passes, games, meters, kind=a.loss, clip=a.clip, awr_beta=a.awr_beta)
             on_step()
@@ -132,8 +131,8 @@ class Archer(Learner):
     def score(self, batch: PackedBatch, alternatives: Alternatives) -> Tensor:
         """The critic's Q [B, R] of R actions of each game of `batch`, all of them used: what CHAI chooses by."""
         tree = plant_tree(batch, alternatives, self.actor.layout(batch.cu_seqlens, batch.lengths))
-        state, action, _ = read_tree(self.critic.trunk, batch, tree, self.config.rollout.temperature)
-        q = estimate(self.critic.heads.q_value(state, action), self.config.actor)
+        read = read_tree(self.critic.trunk, batch, tree, self.config.rollout.temperature)
+        q = estimate(self.critic.heads.q_value(read.state, read.action), self.config.actor)
         return q.view(alternatives.lengths.shape)
 
     # -- critic ------------------------------------------------------------------------------------
@@ -262,7 +261,7 @@ class Archer(Learner):
             turn_ids[rows, column] = turn_in_batch
             alternatives = self.engine.sample_alternatives(batch, torch.from_numpy(turn_ids).to(self.actor.device))
             for part, own, tree in self._trees(games[chosen], batch, alternatives):
-                _, action, _ = read_tree(trunk, own, tree, self.config.rollout.temperature)
+                action = read_tree(trunk, own, tree, self.config.rollout.temperature).action
                 meters.count(processed_tokens=tree.input_ids.numel(), useful_tokens=tree.rows.numel())
                 at = torch.from_numpy(places[np.isin(rows, part)]).to(self.actor.device)
                 hidden[at] = action.hidden.float()
@@ -292,26 +291,35 @@ class Archer(Learner):
 
     @torch.no_grad()
     def _fresh_passes(self, games: np.ndarray, meters: Meters) -> tuple[list[ScoredActions], float]:
-        """Fresh actions at states of these games with their advantages, and KL(policy || start) [nats an action]."""
-        a, temperature = self.config.actor, self.config.rollout.temperature
+        """Fresh actions at states of these games, and of `both` the taken ones too, with their advantages; and
+        KL(policy || start) of the fresh ones [nats an action]."""
+        a, temperature, both = self.config.actor, self.config.rollout.temperature, self.config.actor.actions == "both"
         batch, forwarded = self.collate(games), self.engine.num_forward_tokens
         alternatives = self.engine.sample_alternatives(batch, self._choose_states(batch))
-        passes, credits, q_values, moved = [], [], [], []
+        passes, credits, residuals, q_values, moved, num_fresh = [], [], [], [], [], 0
         for _, own, tree in self._trees(games, batch, alternatives):
-            state, action, ref_logprobs = read_tree(self.critic.trunk, own, tree, temperature)
+            read = start = read_tree(self.critic.trunk, own, tree, temperature, taken=both)
             if self.critic.trunk is not self.reference:
-                ref_logprobs = read_tree(self.reference, own, tree, temperature)[2]
-            advantages, q = credit_alternatives(self.critic.heads, state, action, tree.turn_ids, a)
-            passes.append(ScoredActions.of_tree(tree, own, ref_logprobs, advantages))
+                start = read_tree(self.reference, own, tree, temperature, taken=both)
+            advantages, q = credit_alternatives(self.critic.heads, read.state, read.action, tree.turn_ids, a)
+            scored = ScoredActions.of_tree(tree, own, start.token_logprobs, advantages)
+            if read.taken is not None and start.taken is not None:
+                residual = credit_logged(self.critic.heads, read.taken, own, a, self.config.gamma)
+                residuals.append(residual)
+                ref_logprobs = start.taken.token_logprobs
+                scored = scored.joined(ScoredActions.of_games(own, tree.layout, ref_logprobs, residual))
+            passes.append(scored)
             credits.append(advantages)
             q_values.append(q)
-            moved.append((tree.rollout_logprobs - ref_logprobs).sum())
+            moved.append((tree.rollout_logprobs - start.token_logprobs).sum())
+            num_fresh += tree.num_branches
         num_reads = 2 if self.critic.trunk is self.reference else 3
         sampled = self.engine.num_forward_tokens - forwarded
         meters.count(processed_tokens=sampled + num_reads * sum(scored.input_ids.numel() for scored in passes))
         meters.add(q_fresh=torch.cat(q_values).mean(), advantage_std=torch.cat(credits).std(correction=0))
-        kl = torch.stack(moved).sum() / sum(scored.num_actions for scored in passes)
-        return passes, kl.item()
+        if residuals:
+            meters.add(residual_std=torch.cat(residuals).std(correction=0))
+        return passes, (torch.stack(moved).sum() / num_fresh).item()
 
     def _logged_passes(self, games: np.ndarray, meters: Meters) -> list[ScoredActions]:
         """All turns of these games, with the actions that were taken and their advantages."""

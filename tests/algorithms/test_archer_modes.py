@@ -237,8 +237,11 @@ def test_a_step_on_fresh_actions_is_that_of_plain_torch(make_lm: MakeLM, trunk: 
     credit = fresh.by_token(advantages)
     logprobs, reference = fresh.logprobs(learner.actor), fresh.logprobs(learner.reference).detach()
     num_actions = len(found)
+    residual_std = None
     if a.actions == "both":  # and those that were taken, each by its residual
-        credit = torch.cat([credit, *(by_token(credit_by_hand(learner, game), game) for game in games)])
+        residuals = [credit_by_hand(learner, game) for game in games]
+        residual_std = pytest.approx(torch.cat(residuals).std(correction=0).item(), rel=1e-3, abs=1e-4)
+        credit = torch.cat([credit, *map(by_token, residuals, games)])
         logprobs = torch.cat([logprobs, *(action_logprobs(learner.actor, game) for game in games)])
         reference = torch.cat([reference, *(action_logprobs(learner.reference, game).detach() for game in games)])
         num_actions += sum(game.num_turns for game in games)
@@ -247,9 +250,9 @@ def test_a_step_on_fresh_actions_is_that_of_plain_torch(make_lm: MakeLM, trunk: 
     loss = -(credit.exp() if a.loss == "awr" else credit) * logprobs
     loss = (loss + a.kl_coef * 0.5 * (logprobs - reference).square()).sum() / num_actions
     row = meters.read()
+    assert row.get("residual_std") == residual_std
     assert row["q_fresh"] == pytest.approx(q.mean().item(), rel=1e-3, abs=1e-4)
-    if a.actions != "both":
-        assert row["advantage_std"] == pytest.approx(advantages.std(correction=0).item(), rel=1e-3, abs=1e-4)
+    assert row["advantage_std"] == pytest.approx(advantages.std(correction=0).item(), rel=1e-3, abs=1e-4)
     wanted = gradients(learner.actor, loss)
     for name, p in learner.actor.named_parameters():
         p.grad = got[name]
