@@ -6,6 +6,8 @@ import copy
 import difflib
 import logging
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -148,6 +150,30 @@ class Backbone(nn.Module):
             self.tokenizer.save_pretrained(folder)
         finally:
             config._attn_implementation = _ATTENTION_NAME
+
+
+@contextmanager
+def borrowed(
+    model: transformers.PreTrainedModel, tokenizer: Any, attention: AttentionImpl = "auto", *, dropout: bool = False
+) -> Iterator[Backbone]:
+    """Somebody's model as a `Backbone` inside the block; behind it attention, cache and modes are again as they were.
+
+    dropout: leave the modules' modes alone (the dropout of adapters that train), instead of switching dropout off.
+    A backward pass through activation checkpoints belongs inside the block: it runs the layers again.
+    """
+    config = model.config
+    before = config._attn_implementation, config.use_cache
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        backbone = Backbone(model, tokenizer, attention)
+        if dropout:
+            for module, training in modes:
+                module.training = training
+        yield backbone
+    finally:
+        config._attn_implementation, config.use_cache = before
+        for module, training in modes:
+            module.training = training
 
 
 def load_backbone(

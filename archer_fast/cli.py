@@ -229,6 +229,13 @@ def envs(argv: Sequence[str]) -> None:
     print("\nNames and options are given as in: --task.name guess-number --task.options high=100 max_turns=12")
 
 
+def convert_config(argv: Sequence[str]) -> None:
+    """Make a config of ours from a Hydra yaml of the original ArCHer."""
+    from archer_fast.cli_convert import convert
+
+    convert(argv, PROG, "convert-config")
+
+
 def bench(argv: Sequence[str]) -> None:
     """Measure the operations; compile the Triton kernels for GPUs that are not here."""
     from archer_fast.cli_args import BenchArgs, parse
@@ -244,7 +251,7 @@ def bench(argv: Sequence[str]) -> None:
 
 def _overview() -> str:
     lines = [f"usage: {PROG} COMMAND ...", ""]
-    lines += [f"  {name:<10}{(function.__doc__ or '').splitlines()[0]}" for name, function in COMMANDS.items()]
+    lines += [f"  {name:<16}{(function.__doc__ or '').splitlines()[0]}" for name, function in COMMANDS.items()]
     lines += ["", f"{PROG} COMMAND --help tells the options of a command; {PROG} --version the version."]
     return "\n".join(lines)
 
@@ -305,5 +312,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "diagnose": diagnose,
     "report": report,
     "envs": envs,
+    "convert-config": convert_config,
     "bench": bench,
 }

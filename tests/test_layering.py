@@ -154,12 +154,26 @@ ARROWS: dict[str, set[str]] = {
         "turn_features",
         "watcher",
     },
+    # for code written against the original: it meets both sides
+    "compat": {
+        "arguments",
+        "backbone",
+        "batch",
+        "config",
+        "critic",
+        "envs",
+        "ops",
+        "packing",
+        "rollout.embedded",
+        "sealed_file",
+    },
     "train": {"config", "evaluation", "meters", "optim", "run_folder", "run_state", "trajectory", "watcher"},
     "display": set(),
     "report": {"display", "loggers", "run_folder"},
     "play": {"backbone", "config", "envs", "evaluation", "rollout.embedded"},
     "compile_report": {"ops"},
     "checkout": set(),
+    "hydra_config": {"config", "presets"},
     "compare": {"config", "display", "loggers", "resume", "run_folder"},
     "cli_args": {"config", "envs", "presets", "run_folder"},
     "cli_policy": {"backbone", "cli_args", "config", "run_folder"},
@@ -176,12 +190,14 @@ ARROWS: dict[str, set[str]] = {
         "saved_critic",
     },
     "cli_bench": {"checkout", "cli_args", "compile_report"},
+    "cli_convert": {"cli_args", "config", "hydra_config", "run_folder"},
     "cli_compare": {"checkout", "cli_args", "compare", "folder_lock"},
     "cli": {
         "backbone",
         "cli_args",
         "cli_bench",
         "cli_compare",
+        "cli_convert",
         "cli_diagnose",
         "cli_eval",
         "cli_policy",
@@ -222,11 +238,13 @@ NO_TORCH = {
 NO_ENVS = {"algorithms", "critic", "actor", "advantages", "ops", "attention", "backbone", "batch"}
 # Other people's packages that are known in one place. top-level name: the rooms that may import it.
 KNOWN_ONLY_BY = {
-    "transformers": {"backbone"},
+    "transformers": {"backbone", "compat"},
     "tokenizers": {"tiny_model"},
     "google_crc32c": {"sealed_file", "segment_manifest"},
     "flash_attn": {"attention"},
     "triton": {"ops", "compile_report"},
+    "peft": {"compat"},
+    "yaml": {"hydra_config"},
 }
 
 

@@ -109,7 +109,7 @@ class EmbeddedEngine:
         return finished
 
     def _sample(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """hidden [n, H] -> token ids [n] and their log-probs [n] under the sampler."""
+        """hidden [n, H] -> token ids [n] and their log-probs [n] under the sampler, float32."""
         logits = (hidden @ self.backbone.lm_head_weight.T).float() / self.temperature
         logprobs = logits.log_softmax(-1)
         if self.greedy:
@@ -121,6 +121,11 @@ class EmbeddedEngine:
             tokens = torch.searchsorted(cdf, point * cdf[:, -1:], right=True).squeeze(1)
             tokens = tokens.clamp(max=cdf.shape[1] - 1)
         return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
+
+    def _ends(self, tokens: Tensor, action_ids: Tensor) -> Tensor:
+        """[n] bool: whether an action ends with its newest token [n]; action_ids [n, m]: all of its tokens so far."""
+        del action_ids
+        return tokens == self.stop_token_id
 
     @torch.no_grad()
     def sample_alternatives(self, batch: PackedBatch, turn_ids: Tensor) -> Alternatives:
@@ -150,7 +155,7 @@ class EmbeddedEngine:
             tokens, logprobs = self._sample(predicting)
             ids[alive, step], recorded_logprobs[alive, step] = tokens, logprobs
             lengths[alive] += 1
-            alive = alive[tokens != self.stop_token_id]
+            alive = alive[~self._ends(tokens, ids[alive, : step + 1])]
             if alive.numel() == 0 or step + 1 == self.max_new_tokens:
                 break
             if 4 * alive.numel() < in_cache.numel():  # only stragglers are left: stop dragging the others along
