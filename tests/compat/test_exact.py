@@ -78,3 +78,99 @@ def test_an_update_is_that_of_the_formulas(folder: Path, monkeypatch: pytest.Mon
         assert float(got[key]) == pytest.approx(value, rel=1e-4, abs=1e-5, nan_ok=True), key
     assert_gradients(record.gradients, oracle, 2e-5)
     assert_same_functions(agent, oracle, 1e-4)
+
+
+def test_twenty_updates_are_those_of_the_formulas(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the step sizes of the original's Twenty Questions, the buffer growing between updates as it does there."""
+    agent = make_agent(folder, seed=2)
+    trainer = ArcherTrainer(
+        agent, agent.accelerator, agent.tokenizer, critic_lr=2e-5, lm_lr=1e-5, grad_accum_steps=2, gamma=0.95,
+        epochs=2, actor_epochs=1, max_grad_norm=1.0,
+    )  # fmt: skip
+    oracle, told = make_oracle(trainer, 4), games(np.random.default_rng(2), 120)
+    replay = ReplayBuffer(4, 50)
+    np.random.seed(2)  # noqa: NPY002, the original's source
+    for i in range(20):
+        fill(replay, told[6 * i : 6 * i + 6])
+        with recorded(monkeypatch) as record:
+            got = trainer.update(replay)
+        wanted = oracle.update(record.draws, record.actions)
+        for key, value in wanted.items():
+            assert float(got[key]) == pytest.approx(value, rel=1e-5, abs=1e-5), (i, key)
+        assert_gradients(record.gradients, oracle, 2e-5)
+    assert_same_functions(agent, oracle, 1e-5)
+
+
+@pytest.mark.parametrize("replaced", ["critic", "get_log_prob"])
+def test_what_a_fork_replaces_is_asked_and_the_numbers_stay(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, replaced: str
+) -> None:
+    """A critic class of its own goes through the plain twin of the critic's epoch, `get_log_prob` of the actor's."""
+    agent = make_agent(folder)
+    if replaced == "critic":
+        for critic in (agent.critic, agent.target_critic):
+            forward = type(critic).forward
+            critic.forward = lambda o, a, detach_model=False, c=critic, f=forward: f(c, o, a)
+    else:
+        own = type(agent).get_log_prob
+        monkeypatch.setattr(type(agent), "get_log_prob", lambda self, o, a: own(self, o, a))
+    trainer = ArcherTrainer(
+        agent, agent.accelerator, agent.tokenizer, grad_accum_steps=2, epochs=2, actor_epochs=2, max_grad_norm=1.0
+    )
+    oracle = make_oracle(trainer, 4)
+    np.random.seed(0)  # noqa: NPY002, the original's source
+    replay = fill(ReplayBuffer(4, 100), games(np.random.default_rng(0), 30))
+    asked: list[str] = []
+    plain = trainer.critic_loss
+
+    def get_action(observation: list[str]) -> list[str]:
+        found = [f"Is it {len(asked) + i}?" for i in range(len(observation))]
+        asked.extend(found)
+        return found
+
+    agent.get_action = get_action
+    with recorded(monkeypatch) as record:
+        got = trainer.update(replay)
+    wanted = oracle.update(record.draws, asked)
+    for key, value in wanted.items():
+        assert float(got[key]) == pytest.approx(value, rel=1e-4, abs=1e-5), key
+    assert_gradients(record.gradients, oracle, 2e-5)
+    assert plain.__func__ is ArcherTrainer.critic_loss
+
+
+@pytest.mark.parametrize("fixed", ["sum", "clip"])
+def test_faults_of_the_step_can_be_mended(folder: Path, monkeypatch: pytest.MonkeyPatch, fixed: str) -> None:
+    """sum: a step on the mean of micro-batches; clip: over the network that is stepped alone."""
+    agent = make_agent(folder)
+    trainer = ArcherTrainer(
+        agent, agent.accelerator, agent.tokenizer, grad_accum_steps=4, epochs=1, actor_epochs=1,
+        max_grad_norm=1e9 if fixed == "sum" else 1e-3, fix={"padding", fixed},
+    )  # fmt: skip
+    replay = fill(ReplayBuffer(4, 100), games(np.random.default_rng(0), 30))
+    with recorded(monkeypatch) as record:
+        trainer.update(replay)
+    critic, actor = record.gradients
+    left = {name: p.grad for name, p in agent.critic.named_parameters() if p.grad is not None}
+    if fixed == "sum":
+        for name, gradient in critic.items():
+            torch.testing.assert_close(left[name], gradient / 4)
+    else:
+        norms = [torch.stack([g.norm() for g in grads]).norm() for grads in (critic.values(), actor.values())]
+        assert all(norm > 1e-2 for norm in norms)
+        for network in (agent.critic, agent.model):
+            norm = torch.stack([p.grad.norm() for p in network.parameters() if p.grad is not None]).norm()
+            assert norm.item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_wrong_agents_and_replays_are_named(folder: Path) -> None:
+    agent = make_agent(folder)
+    trainer = ArcherTrainer(agent, agent.accelerator, agent.tokenizer)
+    replay = fill(ReplayBuffer(4, 100), games(np.random.default_rng(0), 3))
+    with pytest.raises(ValueError, match="replay_buffer: wanted at least batch_size = 4 transitions, got 3"):
+        trainer.update(replay)
+    assert trainer.step == 0
+    with pytest.raises(ValueError, match=r"agent: wanted the attributes of ArcherAgent, Linear lacks model, critic"):
+        ArcherTrainer(torch.nn.Linear(1, 1), agent.accelerator, agent.tokenizer)
+    agent.accelerator.num_processes = 2
+    with pytest.raises(ValueError, match="accelerator: wanted one process, got 2"):
+        ArcherTrainer(agent, agent.accelerator, agent.tokenizer)
