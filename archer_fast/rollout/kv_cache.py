@@ -157,8 +157,8 @@ class BranchCache:
         self, recorded: RecordingLayout, prefix_index: Tensor, prefix_mask: Tensor, max_new_tokens: int
     ) -> None:
         """prefix_index [B, L] int64: recorded token at position l of game b; prefix_mask [B, R, L] bool."""
-        self.prefix_keys = [k[prefix_index] for k in recorded.keys]  # each [B, L, g, d]
-        self.prefix_values = [v[prefix_index] for v in recorded.values]
+        self.prefix_keys = [_heads_first(k[prefix_index]) for k in recorded.keys]  # each [B, L, g, d]
+        self.prefix_values = [_heads_first(v[prefix_index]) for v in recorded.values]
         self.prefix_mask = prefix_mask
         games, rows = prefix_mask.shape[:2]
         self._shape = (games, rows, 1)
@@ -169,8 +169,8 @@ class BranchCache:
     def keep(self, rows: Tensor) -> None:
         """Go on with some rows alone (rows [k] int64 into the flattened [B, R]); each then has its prefix to itself."""
         game = rows // self._shape[1]
-        self.prefix_keys = [k[game] for k in self.prefix_keys]
-        self.prefix_values = [v[game] for v in self.prefix_values]
+        self.prefix_keys = [_heads_first(k[game]) for k in self.prefix_keys]
+        self.prefix_values = [_heads_first(v[game]) for v in self.prefix_values]
         self.prefix_mask = self.prefix_mask.flatten(0, 1)[rows, None]
         self._keys = [k.flatten(0, 1)[rows, None] for k in self._keys]
         self._values = [v.flatten(0, 1)[rows, None] for v in self._values]
@@ -192,3 +192,8 @@ class BranchCache:
             scale,
         )
         return out.reshape(query.shape)
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    """[B, L, g, d] that lies in memory as [B, g, L, d]: what every decode step multiplies with, without a copy of it."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
