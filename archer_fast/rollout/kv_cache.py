@@ -195,5 +195,5 @@ class BranchCache:
 
 
 def _heads_first(x: Tensor) -> Tensor:
-    """[B, L, g, d] that lies in memory as [B, g, L, d]: what every decode step multiplies with, without a copy of it."""
+    """[B, L, g, d] that lies in memory as [B, g, L, d]: what a decode step multiplies with, without copying it."""
     return x.transpose(1, 2).contiguous().transpose(1, 2)

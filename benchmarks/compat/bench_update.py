@@ -25,11 +25,10 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "tests/compat")]
 
-import original  # noqa: E402
 from original import PlainAccelerator, PlainAgent, PlainBuffer, PlainTrainer, Work  # noqa: E402
 from tiny_models import make_gpt2, make_roberta  # noqa: E402
 
-from archer_fast.compat import critic_phase, exact  # noqa: E402
+from archer_fast.compat import exact  # noqa: E402
 from archer_fast.compat.algorithms.archer import ArcherTrainer  # noqa: E402
 from archer_fast.compat.data import ReplayBuffer  # noqa: E402
 from archer_fast.compat.models import ArcherAgent  # noqa: E402
@@ -38,6 +37,13 @@ from archer_fast.envs import play_scripted  # noqa: E402
 from archer_fast.envs.twenty_questions import TASK  # noqa: E402
 
 BATCH, ACCUMULATE, GAMES = 8, 32, 128
+RIVAL, OURS = "the original, in plain words", "`archer_fast.compat`, exact"
+PARTS = {  # of archer_fast.compat.exact
+    "sample_texts": "sampling a'",
+    "critic_epoch": "critic epochs",
+    "advantages_of": "advantages",
+    "actor_epoch": "policy gradient",
+}
 
 
 def transitions(num_games: int) -> list[dict[str, Any]]:
@@ -115,9 +121,9 @@ def measure(size: tuple[int, int], epochs: int, rounds: int, told: list[dict[str
                   newline_boost=4, fragment_boost=-3)  # fmt: skip
         make_roberta(critic, width=width, layers=layers, heads=4)
         made = {
-            "the original, in plain words": rival(policy, critic, width, epochs, True),
+            RIVAL: rival(policy, critic, width, epochs, True),
             "the same without anomaly detection": rival(policy, critic, width, epochs, False),
-            "`archer_fast.compat`, exact": ours(policy, critic, epochs),
+            OURS: ours(policy, critic, epochs),
         }
     work = {name: Work() for name in made}
     for name, (agent, _, replay) in made.items():
@@ -134,25 +140,22 @@ def measure(size: tuple[int, int], epochs: int, rounds: int, told: list[dict[str
             np.random.seed(0)  # noqa: NPY002, the original's source of draws
             torch.manual_seed(1)
             begun = time.perf_counter()
-            with timers.on(exact, "sample_texts", "sampling a'"), timers.on(exact, "critic_epoch", "critic epochs"), \
-                    timers.on(exact, "advantages_of", "advantages"), timers.on(exact, "actor_epoch", "policy gradient"):  # fmt: skip
+            with contextlib.ExitStack() as timed:
+                for function, label in PARTS.items():
+                    timed.enter_context(timers.on(exact, function, label))
                 trainer.update(replay)
             times[name].append(time.perf_counter() - begun)
-    agent = made["`archer_fast.compat`, exact"][0]
-    first = statistics.median(times["the original, in plain words"])
+    agent = made[OURS][0]
+    first = statistics.median(times[RIVAL])
     rows = []
     for name in made:
         median, w = statistics.median(times[name]), work[name]
-        calls = (
-            w.generate_calls or made[name][0].work.generate_calls // rounds
-            if "original" in name or "same" in name
-            else 0
-        )
+        calls = 0 if name == OURS else made[name][0].work.generate_calls // rounds
         rows.append(
             f"| {width} x {layers} | {name} | {median:.1f} | {first / median:.1f} | {calls or 'none'} | "
             f"{w.policy_tokens:,} | {w.encoder_sequences:,} | {w.encoder_tokens:,} |"
         )
-    total = sum(times["`archer_fast.compat`, exact"])
+    total = sum(times[OURS])
     shares = ", ".join(f"{label} {100 * seconds / total:.0f} %" for label, seconds in timers.items())
     actions = policy_of(agent)
     rows.append(f"\nWhere exact mode's time goes at {width} x {layers}: {shares}. Sampled actions so far: "
@@ -171,18 +174,19 @@ def main() -> None:
     warnings.simplefilter("ignore")
     told = transitions(GAMES)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    head = "| width x layers | | seconds | times as fast | `generate` calls | policy tokens | texts encoded | encoder tokens |"
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     lines = [
         "# One update of the original's kind, three ways\n",
-        f"`{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}`, commit {commit.strip()}, {os.cpu_count()} cores "
-        f"({platform.machine()}), no GPU, torch {torch.__version__}, one thread; medians of {asked.rounds} rounds in turn.\n",
-        f"The same {len(told):,} transitions of {GAMES} scripted games of Twenty Questions (157 objects), the same weights. "
-        f"{asked.epochs} critic steps instead of 50 and 1 actor step instead of 3; {ACCUMULATE} x {BATCH} draws a step and "
-        "32 new tokens at most as in the original. GPT-2 and RoBERTa of the stated sizes, made on the spot, random weights "
-        "set so that actions end after some 7 tokens. The rival (`benchmarks/compat/original.py`) is our own rewriting of "
-        "the original, without its sleeps and copies.\n",
-        head, "|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+        f"`{command}`, commit {commit.strip()}, {os.cpu_count()} cores ({platform.machine()}), no GPU, torch "
+        f"{torch.__version__}, one thread; median of {asked.rounds} rounds in turn.\n",
+        f"The same {len(told):,} transitions of {GAMES} scripted games of Twenty Questions (157 objects), the same "
+        f"weights. {asked.epochs} critic steps instead of 50, 1 actor step instead of 3; {ACCUMULATE} x {BATCH} draws "
+        "a step and 32 new tokens at most, as in the original. GPT-2 and RoBERTa of these sizes, made on the spot, "
+        "random weights such that actions end after some 7 tokens. The rival, `benchmarks/compat/original.py`, is "
+        "our own rewriting of the original, without its sleeps and copies.\n",
+        "| size | | seconds | times as fast | `generate` calls | policy tokens | texts encoded | tokens |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         notes = []
         for size in asked.sizes:
