@@ -1,4 +1,4 @@
-"""Many times faster ArCHer for code written against the original package `archer`.
+"""ArCHer for code written against the original package `archer`: its numbers, with less of its work.
 
 Two ways in. Change the import:
 
