@@ -385,7 +385,7 @@ def compose(path: Path, inside: tuple[Path, ...] = ()) -> tuple[dict[str, Any], 
     return settings, tuple(dict.fromkeys(files))
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """`yaml.safe_load` that refuses a key given twice, as Hydra does."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:

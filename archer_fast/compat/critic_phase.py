@@ -67,7 +67,8 @@ def _backup(trainer: Any, drawn: Transitions, value: Tensor) -> Tensor:
     """r + gamma (1 - done) V(s') [n]; rewards in the policy's dtype, as the original has them."""
     like = next(trainer.agent.model.parameters())
     reward, done = (torch.as_tensor(x, dtype=like.dtype, device=value.device) for x in (drawn.reward, drawn.done))
-    return reward.flatten() + (1 - done.flatten()) * value.flatten() * trainer.gamma
+    returns: Tensor = reward.flatten() + (1 - done.flatten()) * value.flatten() * trainer.gamma
+    return returns
 
 
 def _metrics(

@@ -57,7 +57,8 @@ def plain_bc_loss(
     target = torch.tensor([token for row in said for token in row], dtype=torch.int64, device=device)
     chosen = logits[rows, torch.from_numpy(before).to(device)]  # [T, V]
     logprobs = chosen.to(torch.promote_types(chosen.dtype, torch.float32)).log_softmax(-1)
-    return -logprobs.gather(1, target[:, None]).sum() / len(said)
+    loss: Tensor = -logprobs.gather(1, target[:, None]).sum() / len(said)
+    return loss
 
 
 def train_loop(
@@ -110,7 +111,8 @@ def _loss_behind_padding(model: Any, tokenizer: Any, observations: list[str], ac
     input_ids, mask = (torch.cat([read[key], said[key]], dim=1) for key in ("input_ids", "attention_mask"))
     logits = model(input_ids=input_ids, attention_mask=mask).logits[:, read["input_ids"].shape[1] - 1 : -1]
     logprobs = logits.log_softmax(-1).gather(2, said["input_ids"][..., None]).squeeze(2)
-    return -(logprobs * said["attention_mask"]).sum(1).mean()
+    loss: Tensor = -(logprobs * said["attention_mask"]).sum(1).mean()
+    return loss
 
 
 def _rows(name: str, texts: Any) -> list[str]:
