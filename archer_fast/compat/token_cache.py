@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 MAX_LENGTH = 512  # tokens of one string, of the original's policy and critic alike
@@ -31,6 +32,6 @@ class TokenCache:
         out = [self._ids[key] if (key := (side, text)) in self._ids else new[key] for text in texts]
         if missing:
             self._ids |= new
-            for key in list(self._ids)[: max(0, len(self._ids) - _CAPACITY)]:
+            for key in list(islice(self._ids, max(0, len(self._ids) - _CAPACITY))):
                 del self._ids[key]
         return out

@@ -11,6 +11,7 @@ import torch
 from agents import fill, games, make_agent, make_oracle, recorded
 from torch import Tensor
 
+from archer_fast.compat import critic_phase, encoder, policy
 from archer_fast.compat.algorithms.archer import ArcherTrainer
 from archer_fast.compat.data import ReplayBuffer
 
@@ -174,3 +175,25 @@ def test_wrong_agents_and_replays_are_named(folder: Path) -> None:
     agent.accelerator.num_processes = 2
     with pytest.raises(ValueError, match="accelerator: wanted one process, got 2"):
         ArcherTrainer(agent, agent.accelerator, agent.tokenizer)
+
+
+def test_many_small_passes_are_one_large(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of the encoder, its batches, and passes of the policy, all smaller than an epoch."""
+    monkeypatch.setattr(critic_phase, "MAX_CHUNK_TOKENS", 60)
+    monkeypatch.setattr(encoder, "MAX_BATCH_TOKENS", 80)
+    monkeypatch.setattr(policy, "MAX_PASS_TOKENS", 90)
+    agent = make_agent(folder, seed=1)
+    trainer = ArcherTrainer(
+        agent, agent.accelerator, agent.tokenizer, grad_accum_steps=3, epochs=1, actor_epochs=1, max_grad_norm=1.0
+    )
+    oracle, chunks = make_oracle(trainer, 4), list[int]()
+    split = critic_phase.chunks_of_pairs
+    monkeypatch.setattr(critic_phase, "chunks_of_pairs", lambda *a: chunks.append(len(out := split(*a))) or out)
+    replay = fill(ReplayBuffer(4, 100), games(np.random.default_rng(1), 30))
+    with recorded(monkeypatch) as record:
+        got = trainer.update(replay)
+    assert chunks[0] > 3 and policy.policy_of(agent).num_passes > 6
+    wanted = oracle.update(record.draws, record.actions)
+    for key, value in wanted.items():
+        assert float(got[key]) == pytest.approx(value, rel=1e-4, abs=1e-5), key
+    assert_gradients(record.gradients, oracle, 2e-5)
