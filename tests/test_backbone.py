@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor
 
 from archer_fast.attention import PackedLayout
-from archer_fast.backbone import Backbone, build_causal_lm, load_backbone, stop_token_id
+from archer_fast.backbone import Backbone, borrowed, build_causal_lm, load_backbone, stop_token_id
 from archer_fast.tiny_model import STOP_TOKEN, train_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -237,3 +237,17 @@ def test_logits_of_the_supported_families_pass(
     make_lm: Callable[..., transformers.PreTrainedModel], architecture: str
 ) -> None:
     Backbone(make_lm(architecture), None).check_logits("m")
+
+
+def test_gelu_of_gpt2_is_one_kernel_and_given_back(make_lm: MakeLM) -> None:
+    """By the model's own forward pass before, inside and behind the block."""
+    model = make_lm("gpt2").eval()
+    ids = torch.arange(12)[None]
+    wanted = model(ids).logits
+    kinds = [type(block.mlp.act) for block in model.transformer.h]
+    with borrowed(model, None):
+        assert {type(block.mlp.act) for block in model.transformer.h} == {torch.nn.GELU} != set(kinds)
+        model.config._attn_implementation = "sdpa"
+        torch.testing.assert_close(model(ids).logits, wanted, rtol=1e-5, atol=1e-5)
+    assert [type(block.mlp.act) for block in model.transformer.h] == kinds
+    assert torch.equal(model(ids).logits, wanted)

@@ -14,7 +14,7 @@ from archer_fast.compat.micro_metrics import statistics
 from archer_fast.compat.policy import autocast_of
 from archer_fast.compat.transitions import Transitions
 
-MAX_CHUNK_TOKENS = 1 << 13  # encoded with activations for backward at a time
+MAX_CHUNK_TOKENS = 1 << 12  # encoded with activations for backward at a time
 
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -30,7 +30,10 @@ def critic_epoch(trainer: Any, drawn: Transitions, pi_actions: Sequence[str], mi
     tokens, n = tokens_of(critic), drawn.num
     with autocast_of(agent):
         with torch.no_grad():
-            states = encode(target, [*drawn.observation, *drawn.next_observation, *pi_actions], tokens)
+            # Where a game is done nothing rests on V(s'): the observation, which is encoded anyway, stands for s'.
+            texts = zip(drawn.observation, drawn.next_observation, drawn.done.tolist(), strict=True)
+            following = [here if done else behind for here, behind, done in texts]
+            states = encode(target, [*drawn.observation, *following, *pi_actions], tokens)
             state, behind, action = states.split(n)
             target_q = [q.flatten() for q in heads(target, state, action)[:2]]
             returns = [_backup(trainer, drawn, v) for v in (target.v_critic1(behind), target.v_critic2(behind))]

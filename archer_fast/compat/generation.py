@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from archer_fast.compat.faults import MENDED_BY_DEFAULT
-from archer_fast.compat.policy import Unsupported, policy_of, strip_newlines
+from archer_fast.compat.policy import Unsupported, policy_of
+from archer_fast.compat.text_engine import strip_newlines
 from archer_fast.compat.token_cache import MAX_LENGTH
 
 T = TypeVar("T")

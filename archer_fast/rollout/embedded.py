@@ -142,29 +142,26 @@ class EmbeddedEngine:
         state = batch.state_positions[turn_ids.clamp(min=0)]  # [B, R], positions in T
         position = batch.position_ids[state].long()  # [B, R], positions in the game
         prefix_index, prefix_mask = prefix_of(batch, position, used)
-        cache = BranchCache(recorded, prefix_index, prefix_mask, self.max_new_tokens)
+        alive = used.flatten().nonzero().squeeze(1)  # branches still being sampled
+        cache = BranchCache(recorded, prefix_index, prefix_mask, alive)
 
         ids = torch.full((games * rows, self.max_new_tokens), self.stop_token_id, device=state.device)
         recorded_logprobs = torch.zeros(games * rows, self.max_new_tokens, device=state.device)
         lengths = torch.zeros(games * rows, dtype=torch.int64, device=state.device)
-        alive = used.flatten().nonzero().squeeze(1)  # rows still being sampled
-        in_cache = torch.arange(games * rows, device=state.device)  # rows the cache carries
         predicting = hidden[state.flatten()[alive]]
         position = position.flatten()
         for step in range(self.max_new_tokens):
             tokens, logprobs = self._sample(predicting)
             ids[alive, step], recorded_logprobs[alive, step] = tokens, logprobs
             lengths[alive] += 1
-            alive = alive[~self._ends(tokens, ids[alive, : step + 1])]
-            if alive.numel() == 0 or step + 1 == self.max_new_tokens:
+            going_on = (~self._ends(tokens, ids[alive, : step + 1])).nonzero().squeeze(1)
+            if going_on.numel() == 0 or step + 1 == self.max_new_tokens:
                 break
-            if 4 * alive.numel() < in_cache.numel():  # only stragglers are left: stop dragging the others along
-                cache.keep(torch.searchsorted(in_cache, alive))
-                in_cache = alive
-            new = self.backbone(ids[in_cache, step], position[in_cache] + 1 + step, cache)
+            cache.keep(going_on)
+            alive = alive[going_on]
+            predicting = self.backbone(ids[alive, step], position[alive] + 1 + step, cache)
             cache.step += 1
-            self.num_forward_tokens += in_cache.numel()
-            predicting = new[torch.searchsorted(in_cache, alive)]
+            self.num_forward_tokens += alive.numel()
         width = max([1, *lengths.tolist()])
         return Alternatives(
             action_ids=ids[:, :width].int().view(games, rows, width),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from archer_fast.attention import PackedLayout, branch_attention, causal_mask, check_no_window
@@ -150,50 +151,74 @@ class RecordingLayout:
         return self.packed.attend(layer, query, key, value, scale, window)
 
 
+_FIRST_TOKENS = 8  # of a branch, for which there is room at first
+
+
 class BranchCache:
-    """Decoding of R branches a game, one token a pass, over the game's recorded keys and values."""
+    """Decoding of R branches a game, one token a pass, over the game's recorded keys and values.
+
+    A pass has a token of each branch that goes on; attention alone sees them on a grid [B, R] of games and branches.
+    """
 
     def __init__(
-        self, recorded: RecordingLayout, prefix_index: Tensor, prefix_mask: Tensor, max_new_tokens: int
+        self,
+        recorded: RecordingLayout,
+        prefix_index: Tensor,
+        prefix_mask: Tensor,
+        branches: Tensor,
     ) -> None:
-        """prefix_index [B, L] int64: recorded token at position l of game b; prefix_mask [B, R, L] bool."""
-        self.prefix_keys = [_heads_first(k[prefix_index]) for k in recorded.keys]  # each [B, L, g, d]
-        self.prefix_values = [_heads_first(v[prefix_index]) for v in recorded.values]
-        self.prefix_mask = prefix_mask
-        games, rows = prefix_mask.shape[:2]
-        self._shape = (games, rows, 1)
-        self._keys = [k.new_zeros(games, rows, max_new_tokens, *k.shape[2:]) for k in self.prefix_keys]
+        """prefix_index [B, L] int64: recorded token at position l of game b; prefix_mask [B, R, L] bool;
+        branches [k] int64, ascending: the places of the flattened [B, R] that are decoded."""
+        # Heads first: what a decode step multiplies with, without copying it.
+        self._prefix_keys = [k[prefix_index].transpose(1, 2).contiguous() for k in recorded.keys]  # each [B, g, L, d]
+        self._prefix_values = [v[prefix_index].transpose(1, 2).contiguous() for v in recorded.values]
+        self._prefix_mask = prefix_mask
+        self._place = branches
+        games, width = prefix_mask.shape[:2]
+        own = [(games, width, _FIRST_TOKENS, k.shape[1], k.shape[3]) for k in self._prefix_keys]
+        self._keys = [k.new_zeros(shape) for k, shape in zip(self._prefix_keys, own, strict=True)]
         self._values = [torch.zeros_like(k) for k in self._keys]
         self.step = 0
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on with some rows alone (rows [k] int64 into the flattened [B, R]); each then has its prefix to itself."""
-        game = rows // self._shape[1]
-        self.prefix_keys = [_heads_first(k[game]) for k in self.prefix_keys]
-        self.prefix_values = [_heads_first(v[game]) for v in self.prefix_values]
-        self.prefix_mask = self.prefix_mask.flatten(0, 1)[rows, None]
-        self._keys = [k.flatten(0, 1)[rows, None] for k in self._keys]
-        self._values = [v.flatten(0, 1)[rows, None] for v in self._values]
-        self._shape = (rows.numel(), 1, 1)
+    def keep(self, branches: Tensor) -> None:
+        """Go on with some branches alone: branches [k] int64, ascending, of those of the last pass."""
+        self._place = place = self._place[branches]
+        games, width = self._prefix_mask.shape[:2]
+        game = place // width
+        left, inverse, counts = torch.unique_consecutive(game, return_inverse=True, return_counts=True)
+        if fewer := 2 * left.numel() <= games:  # else their keys are not worth copying
+            games, game = left.numel(), inverse
+        widest = int(counts.max())
+        if not fewer and 2 * widest > width:
+            return
+        rank = torch.arange(place.numel(), device=place.device) - (counts.cumsum(0) - counts)[inverse]
+        self._place = game * widest + rank
+        source = place.new_zeros(games * widest)  # a place without a branch repeats another: nobody reads it
+        source[self._place] = place
+        moved = [x.flatten(0, 1)[source].unflatten(0, (games, widest)) for x in (*self._keys, *self._values)]
+        self._keys, self._values = moved[: len(self._keys)], moved[len(self._keys) :]
+        self._prefix_mask = self._prefix_mask.flatten(0, 1)[source].unflatten(0, (games, widest))
+        if fewer:
+            self._prefix_keys = [k[left] for k in self._prefix_keys]
+            self._prefix_values = [v[left] for v in self._prefix_values]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-        check_no_window(window, self.prefix_mask.shape[-1] + self.step + 1)
-        shape, end = self._shape, self.step + 1
-        self._keys[layer][:, :, self.step] = key.view(*shape[:2], *key.shape[1:])
-        self._values[layer][:, :, self.step] = value.view(*shape[:2], *value.shape[1:])
+        check_no_window(window, self._prefix_mask.shape[-1] + self.step + 1)
+        games, width = self._prefix_mask.shape[:2]
+        for store, new in ((self._keys, key), (self._values, value)):
+            if self.step == store[layer].shape[2]:  # twice the room
+                store[layer] = F.pad(store[layer], (0, 0, 0, 0, 0, self.step))
+            store[layer].flatten(0, 1)[self._place, self.step] = new
+        on_grid = query.new_zeros(games * width, *query.shape[1:]).index_copy_(0, self._place, query)
+        end = self.step + 1
         out = branch_attention(
-            query.view(*shape, *query.shape[1:]),
-            self.prefix_keys[layer],
-            self.prefix_values[layer],
-            self.prefix_mask,
+            on_grid.view(games, width, 1, *query.shape[1:]),
+            self._prefix_keys[layer].transpose(1, 2),
+            self._prefix_values[layer].transpose(1, 2),
+            self._prefix_mask,
             self._keys[layer][:, :, :end],
             self._values[layer][:, :, :end],
             causal_mask(end, None, query.device)[-1:],
             scale,
         )
-        return out.reshape(query.shape)
-
-
-def _heads_first(x: Tensor) -> Tensor:
-    """[B, L, g, d] that lies in memory as [B, g, L, d]: what a decode step multiplies with, without copying it."""
-    return x.transpose(1, 2).contiguous().transpose(1, 2)
+        return out.flatten(0, 2)[self._place]

@@ -11,7 +11,7 @@ import torch
 from agents import fill, games, make_agent, make_oracle, recorded
 from torch import Tensor
 
-from archer_fast.compat import critic_phase, encoder, policy
+from archer_fast.compat import critic_phase, encoder, packed_texts, policy
 from archer_fast.compat.algorithms.archer import ArcherTrainer
 from archer_fast.compat.data import ReplayBuffer
 
@@ -64,8 +64,9 @@ def test_an_update_is_that_of_the_formulas(folder: Path, monkeypatch: pytest.Mon
     batch_size, done, long = options.pop("batch_size", 4), options.pop("done", None), options.pop("long", False)
     template = {"TEMPLATE": options.pop("TEMPLATE")} if "TEMPLATE" in options else {}
     agent = make_agent(folder, seed=seed, **template)
+    # Steps as small as the original's: where a gradient is of rounding's size, Adam makes a whole step of it.
     trainer = ArcherTrainer(
-        agent, agent.accelerator, agent.tokenizer, critic_lr=1e-3, lm_lr=1e-3,
+        agent, agent.accelerator, agent.tokenizer, critic_lr=1e-4, lm_lr=1e-4,
         **{"grad_accum_steps": 2, "epochs": 2, "actor_epochs": 2, "max_grad_norm": 1.0} | options,
     )  # fmt: skip
     oracle = make_oracle(trainer, batch_size)
@@ -77,7 +78,7 @@ def test_an_update_is_that_of_the_formulas(folder: Path, monkeypatch: pytest.Mon
     assert got.keys() == wanted.keys()
     for key, value in wanted.items():
         assert float(got[key]) == pytest.approx(value, rel=1e-4, abs=1e-5, nan_ok=True), key
-    assert_gradients(record.gradients, oracle, 2e-5)
+    assert_gradients(record.gradients, oracle, 5e-5)  # of the second epoch's too, steps five times the original's
     assert_same_functions(agent, oracle, 1e-4)
 
 
@@ -180,8 +181,8 @@ def test_wrong_agents_and_replays_are_named(folder: Path) -> None:
 def test_many_small_passes_are_one_large(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of the encoder, its batches, and passes of the policy, all smaller than an epoch."""
     monkeypatch.setattr(critic_phase, "MAX_CHUNK_TOKENS", 60)
-    monkeypatch.setattr(encoder, "MAX_BATCH_TOKENS", 80)
-    monkeypatch.setattr(policy, "MAX_PASS_TOKENS", 90)
+    monkeypatch.setattr(encoder, "MAX_BATCH_TOKENS", {"cpu": 80})
+    monkeypatch.setattr(packed_texts, "MAX_PASS_TOKENS", {"cpu": 90})
     agent = make_agent(folder, seed=1)
     trainer = ArcherTrainer(
         agent, agent.accelerator, agent.tokenizer, grad_accum_steps=3, epochs=1, actor_epochs=1, max_grad_norm=1.0
@@ -192,7 +193,7 @@ def test_many_small_passes_are_one_large(folder: Path, monkeypatch: pytest.Monke
     replay = fill(ReplayBuffer(4, 100), games(np.random.default_rng(1), 30))
     with recorded(monkeypatch) as record:
         got = trainer.update(replay)
-    assert chunks[0] > 3 and policy.policy_of(agent).num_passes > 6
+    assert chunks[0] > 3 and policy.policy_of(agent).texts.num_passes > 6
     wanted = oracle.update(record.draws, record.actions)
     for key, value in wanted.items():
         assert float(got[key]) == pytest.approx(value, rel=1e-4, abs=1e-5), key

@@ -49,7 +49,7 @@ def test_prompts_that_begin_others_are_computed_once(folder: Path) -> None:
     agent.get_action(history)
     policy = policy_of(agent)
     own = len(agent.tokenizer(longest)["input_ids"])
-    assert policy.num_passes == 1 and own < policy.num_tokens <= own + 8 * 3
+    assert policy.texts.num_passes == 1 and own < policy.texts.num_tokens <= own + 8 * 3
 
 
 @pytest.mark.parametrize("top_k", [None, 5])
@@ -85,7 +85,7 @@ def test_nothing_is_sampled_behind_the_text_that_ends_an_action(folder: Path) ->
         counted.append(rest.count("\n"))
     assert set(counted) <= {0, 1, 2, 3, 4} and sum(1 for n in counted if n) > 30
     prefill = sum(len(ids) for ids in policy.tokens(asked))
-    assert policy.num_tokens < prefill + 0.8 * 60 * 31, "most actions ended early"
+    assert policy.texts.num_tokens < prefill + 0.8 * 60 * 31, "most actions ended early"
 
 
 def test_logprobs_are_the_sum_over_each_text_alone(folder: Path) -> None:

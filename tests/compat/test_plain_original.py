@@ -186,7 +186,8 @@ def test_in_float64_all_is_equal(make: Any, seed: int) -> None:
         assert {name: float(mean) for name, mean in means.items()} == pytest.approx(wanted, rel=1e-9, abs=1e-11)
         for network, got, exact in networks(agent, oracle):
             for (name, weight), truth in zip(got.named_parameters(), exact.parameters(), strict=True):
-                assert_near(weight, truth, 1e-9, f"{network}.{name}")
+                # A key's bias has gradient 0 in theory: Adam moves it by what rounding leaves.
+                assert_near(weight, truth, 1e-9, f"{network}.{name}", also=1e-10)
     assert len(set(recorder.actions)) > len(recorder.actions) / 4
 
 

@@ -392,12 +392,19 @@ def test_games_go_on_where_the_idle_java_process_died(own_java: None) -> None:
                 assert env.step(game.actions[turn]).text == following
 
 
+def stop(process: int) -> None:
+    """SIGSTOP, and wait until it has stopped: on a busy machine that takes a while."""
+    os.kill(process, signal.SIGSTOP)
+    while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.01)
+
+
 @real
 def test_a_java_process_that_dies_in_a_call(own_java: None) -> None:
     env, other = TextWorldExpress(num_locations=3), TextWorldExpress(num_locations=3)
     env.reset(0), other.reset(1)
     process = java_process()
-    os.kill(process, signal.SIGSTOP)
+    stop(process)
     threading.Timer(0.3, os.kill, (process, signal.SIGKILL)).start()
     with pytest.raises(RuntimeError, match=r"^textworld-express: the Java process died \(exit status -9\)"):
         env.step("look around")
@@ -412,7 +419,7 @@ def test_a_java_process_that_hangs_is_ended(own_java: None, monkeypatch: pytest.
     env = TextWorldExpress(num_locations=3)
     env.reset(0)
     process = java_process()
-    os.kill(process, signal.SIGSTOP)
+    stop(process)
     with pytest.raises(RuntimeError, match=r"^textworld-express: the Java process gave no answer .*during this game$"):
         env.step("look around")
     with pytest.raises(ProcessLookupError):
@@ -454,7 +461,7 @@ class _Looker:
 @real
 def test_a_rollout_loses_the_game_in_whose_call_java_died_and_no_other(own_java: None) -> None:
     def harm() -> None:
-        os.kill(java_process(), signal.SIGSTOP)
+        stop(java_process())
         threading.Timer(0.3, os.kill, (java_process(), signal.SIGKILL)).start()
 
     rollout = play_games(

@@ -298,10 +298,12 @@ def replayed(backbone: Backbone, num_games: int) -> PackedBatch:
 def test_alternatives_are_scored_by_the_plain_forward(
     make_lm: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, family: str, temperature: float
 ) -> None:
-    kept: list[int] = []
+    grids: list[tuple[int, ...]] = []
     keep = kv_cache.BranchCache.keep
     monkeypatch.setattr(
-        kv_cache.BranchCache, "keep", lambda self, rows: (kept.append(rows.numel()), keep(self, rows))[1]
+        kv_cache.BranchCache,
+        "keep",
+        lambda self, rows: grids.append((keep(self, rows), self._prefix_mask.shape[:2])[1]),
     )
     backbone = Backbone(make_lm(family, seed=2, vocab_size=VOCAB, max_position_embeddings=400), None)
     batch = replayed(backbone, 9)
@@ -312,7 +314,8 @@ def test_alternatives_are_scored_by_the_plain_forward(
         turn_ids[game, :used] = torch.from_numpy(first + rng.integers(0, batch.num_turns[game], used))
     engine = make_engine(backbone, max_new_tokens=100, temperature=temperature)
     got = engine.sample_alternatives(batch, turn_ids)
-    assert len(kept) >= 2, "the stragglers were meant to go on alone, twice"
+    games, widths = map(set, zip(*grids, strict=True))
+    assert len(games) > 1 and len(widths) > 2, "the grid was meant to shrink with the branches that are left"
 
     assert torch.equal(got.turn_ids, turn_ids)
     assert torch.equal(got.used, turn_ids >= 0)

@@ -123,7 +123,7 @@ class BCTrainer:
         if self.tokenizer is not getattr(agent, "tokenizer", None):
             return None
         policy = policy_of(agent)
-        if any(len(ids) >= MAX_LENGTH for ids in policy.tokens([*drawn.observation, *drawn.action])):
+        if any(len(ids) >= MAX_LENGTH for ids in policy.texts.tokens([*drawn.observation, *drawn.action])):
             return None  # the packed policy reads the last tokens alone, this loss all of them
         weights = torch.full((drawn.num,), 1 / size, device=next(agent.model.parameters()).device)
         try:
