@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast, get_args
+from typing import NamedTuple, Protocol, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -184,6 +185,52 @@ def causal_mask(n: int, window: int | None, device: torch.device) -> Tensor:
     return mask if window is None else mask & (i[:, None] - i[None] < window)
 
 
+class BranchGrid(NamedTuple):
+    """Branches of like length, R a game at most, on a padded grid that attention alone sees."""
+
+    prefix_mask: Tensor  # [B, R, L] bool: may branch r of game b see position l of its game
+    tokens: Tensor  # [n] int64: which of all branch tokens lie here
+    place: Tensor  # [n] int64: where, in [B, R, width] flattened
+    width: int  # tokens of the longest branch here
+
+
+def branch_grids(lengths: Tensor, prefix_mask: Tensor) -> list[BranchGrid]:
+    """Lay branches on one grid, or on one for each power of two of their lengths where that has half the cells.
+
+    lengths [B, R] int64, 0 where there is no branch; prefix_mask [B, R, L] bool. Branch tokens are numbered branch
+    after branch. A row without a branch may see position 0: its numbers are finite, and nobody reads them.
+    """
+    games, widest = lengths.shape[0], int(lengths.max()) if lengths.numel() else 0
+    if not widest:
+        return []
+    bounds = [0, 4]
+    while bounds[-1] < widest:
+        bounds.append(2 * bounds[-1])
+    classes = [(lengths > low) & (lengths <= high) for low, high in itertools.pairwise(bounds)]
+    rows = [int(member.sum(1).max()) for member in classes]
+    cells = sum(r * min(high, widest) for r, high in zip(rows, bounds[1:], strict=True))
+    if 2 * cells > lengths.shape[1] * widest:
+        classes, rows = [lengths > 0], [lengths.shape[1]]
+    starts = (lengths.flatten().cumsum(0) - lengths.flatten()).view_as(lengths)
+    grids = []
+    for member, num_rows in zip(classes, rows, strict=True):
+        if not num_rows:
+            continue
+        own = torch.where(member, lengths, 0)
+        game, row = member.nonzero(as_tuple=True)
+        rank = row if num_rows == lengths.shape[1] else (member.cumsum(1) - 1)[game, row]
+        mask = prefix_mask.new_zeros(games, num_rows, prefix_mask.shape[2])
+        mask[:, :, 0] = True
+        mask[game, rank] = prefix_mask[game, row]
+        width = int(own.max())
+        column = torch.arange(width, device=lengths.device)
+        real = column < own[game, row, None]
+        tokens = (starts[game, row, None] + column)[real]
+        place = ((game * num_rows + rank)[:, None] * width + column)[real]
+        grids.append(BranchGrid(mask, tokens, place, width))
+    return grids
+
+
 @dataclass(slots=True, eq=False)
 class TreeLayout:
     """B packed trajectories, then branches that each continue one of them from some position.
@@ -191,43 +238,44 @@ class TreeLayout:
     A branch token attends to its trajectory up to and including the branch's cut, and to the earlier
     tokens of its own branch: K alternative actions at each of a game's turns cost their own tokens,
     never another copy of the history. Branch tokens are packed like all others; only attention sees
-    them on a padded grid.
+    them on padded grids.
 
         trunk = two games of 5 and 4 tokens, then branches of 2, 1 (game 0) and 2 tokens (game 1): the pass
         runs over 9 + 5 tokens; a branch of game 0 with its cut at 3 sees tokens 0..2 of game 0 and itself.
-
-    A game with fewer than R branches has grid rows that hold no token; they may see position 0.
     """
 
     trunk: PackedLayout
     prefix_index: Tensor  # [B, L] int64: trunk token of game b at position l (clamped to the game's last)
-    prefix_mask: Tensor  # [B, R, L] bool: may branch r of game b see position l
-    grid: Tensor  # [t] int64: place of each branch token in [B, R, W], flattened
-    width: int  # W, tokens of the longest branch
+    grids: list[BranchGrid]
+
+    @property
+    def num_branch_tokens(self) -> int:
+        return sum(grid.tokens.numel() for grid in self.grids)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-        check_no_window(window, self.prefix_mask.shape[-1] + self.width)
+        check_no_window(window, self.prefix_index.shape[1] + max((grid.width for grid in self.grids), default=0))
         num_trunk = sum(self.trunk.lengths)
         trunk_out = self.trunk.attend(layer, query[:num_trunk], key[:num_trunk], value[:num_trunk], scale, None)
-        if self.grid.numel() == 0:
+        if not self.grids:
             return trunk_out
-        shape = (*self.prefix_mask.shape[:2], self.width)
-        q, k, v = (self._on_grid(x[num_trunk:], shape) for x in (query, key, value))
-        branch_out = branch_attention(
-            q,
-            key[:num_trunk][self.prefix_index],
-            value[:num_trunk][self.prefix_index],
-            self.prefix_mask,
-            k,
-            v,
-            causal_mask(self.width, None, query.device),
-            scale,
-        )
-        return torch.cat([trunk_out, branch_out.reshape(-1, *query.shape[1:])[self.grid]])
+        prefix_key, prefix_value = key[:num_trunk][self.prefix_index], value[:num_trunk][self.prefix_index]
+        pieces = []
+        for grid in self.grids:
+            shape = (*grid.prefix_mask.shape[:2], grid.width)
+            q, k, v = (_on_grid(x[num_trunk:], grid, shape) for x in (query, key, value))
+            own_mask = causal_mask(grid.width, None, query.device)
+            attended = branch_attention(q, prefix_key, prefix_value, grid.prefix_mask, k, v, own_mask, scale)
+            pieces.append(attended.reshape(-1, *query.shape[1:])[grid.place])
+        branch_out = torch.cat(pieces)
+        if len(self.grids) > 1:
+            tokens = torch.cat([grid.tokens for grid in self.grids])
+            branch_out = torch.empty_like(branch_out).index_copy(0, tokens, branch_out)
+        return torch.cat([trunk_out, branch_out])
 
-    def _on_grid(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        rows = x.new_zeros(math.prod(shape), *x.shape[1:])
-        return rows.index_copy(0, self.grid, x).view(*shape, *x.shape[1:])
+
+def _on_grid(x: Tensor, grid: BranchGrid, shape: tuple[int, ...]) -> Tensor:
+    own = x if grid.tokens.numel() == x.shape[0] else x[grid.tokens]
+    return x.new_zeros(math.prod(shape), *x.shape[1:]).index_copy(0, grid.place, own).view(*shape, *x.shape[1:])
 
 
 def branch_attention(
@@ -250,8 +298,9 @@ def branch_attention(
     q = query.view(b, r, w, g, h // g, d) * scale
     by_prefix = torch.einsum("brwgmd,blgd->brwgml", q, prefix_key)
     by_own = torch.einsum("brwgmd,brsgd->brwgms", q, own_key)
-    by_prefix = by_prefix.masked_fill(~prefix_mask[:, :, None, None, None, :], -torch.inf)
-    by_own = by_own.masked_fill(~own_mask[..., None, None, :], -torch.inf)
+    # In place: the products' backward needs what went in, not what came out.
+    by_prefix.masked_fill_(~prefix_mask[:, :, None, None, None, :], -torch.inf)
+    by_own.masked_fill_(~own_mask[..., None, None, :], -torch.inf)
     weights = torch.cat([by_prefix, by_own], -1).float().softmax(-1).to(query.dtype)
     on_prefix, on_own = weights.split([prefix_key.shape[1], own_key.shape[2]], -1)
     out = torch.einsum("brwgml,blgd->brwgmd", on_prefix, prefix_value)

@@ -6,7 +6,7 @@ import copy
 import difflib
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -139,9 +139,7 @@ class Backbone(nn.Module):
 
     def fingerprint(self) -> int:
         """A checksum of every weight's name and bits: equal for equal weights, whatever file they came from."""
-        names = "".join(name for name, _ in self.named_parameters())
-        hashes = torch.stack([torch.hash_tensor(p.detach()) for p in self.parameters()])
-        return zlib.crc32(names.encode() + hashes.cpu().numpy().tobytes())
+        return fingerprint(self.named_parameters())
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder (safetensors, config, tokenizer) that any tool of that world loads."""
@@ -152,6 +150,13 @@ class Backbone(nn.Module):
             self.tokenizer.save_pretrained(folder)
         finally:
             config._attn_implementation = _ATTENTION_NAME
+
+
+def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> int:
+    """A checksum of names and bits."""
+    names, tensors = zip(*weights, strict=True)
+    hashes = torch.stack([torch.hash_tensor(p.detach()) for p in tensors])
+    return zlib.crc32("".join(names).encode() + hashes.cpu().numpy().tobytes())
 
 
 def _fuse_activations(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from archer_fast.attention import PackedLayout, TreeLayout
+from archer_fast.attention import PackedLayout, TreeLayout, branch_grids
 
 if TYPE_CHECKING:
     from archer_fast.packing import PackedArrays
@@ -151,7 +151,7 @@ def plant_tree(batch: PackedBatch, alternatives: Alternatives, trunk: PackedLayo
     return TreeBatch(
         input_ids=torch.cat([batch.input_ids, alternatives.action_ids[real]]),
         position_ids=torch.cat([batch.position_ids, positions[real]]),
-        layout=TreeLayout(trunk, index, mask, real.flatten().nonzero().squeeze(1), width),
+        layout=TreeLayout(trunk, index, branch_grids(alternatives.lengths, mask)),
         rows=predicting[real],
         target_ids=alternatives.action_ids[real].long(),
         branch_ids=branch[real],

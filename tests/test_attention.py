@@ -16,7 +16,15 @@ from torch import Tensor
 from torch.nn.attention import varlen
 
 from archer_fast import attention
-from archer_fast.attention import AttentionImpl, PackedLayout, TreeLayout, choose_impl, make_buckets
+from archer_fast.attention import (
+    AttentionImpl,
+    BranchGrid,
+    PackedLayout,
+    TreeLayout,
+    branch_grids,
+    choose_impl,
+    make_buckets,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -259,8 +267,10 @@ def tree_layout(impl: AttentionImpl) -> TreeLayout:
     cuts = torch.ones(3, 2, dtype=torch.int64)
     for game, row, cut, _ in BRANCHES:
         cuts[game, row] = cut
-    grid = [(game * 2 + row) * 3 + i for game, row, _, own in BRANCHES for i in range(own)]
-    return TreeLayout(packed(TRUNK, impl), index, torch.arange(5) < cuts[..., None], torch.tensor(grid), 3)
+    lengths = torch.zeros(3, 2, dtype=torch.int64)
+    for game, row, _, own in BRANCHES:
+        lengths[game, row] = own
+    return TreeLayout(packed(TRUNK, impl), index, branch_grids(lengths, torch.arange(5) < cuts[..., None]))
 
 
 def tree_mask() -> Tensor:
@@ -291,10 +301,27 @@ def test_branches_equal_sequences_of_their_own(impl: AttentionImpl, heads: int, 
     torch.testing.assert_close(got[rows], alone, rtol=1e-5, atol=1e-6)
 
 
+def test_branches_of_unlike_lengths_lie_on_grids_of_their_own() -> None:
+    """One of 20 tokens among many short ones; what comes out is what one grid for all gives."""
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.randint(1, 4, (3, 12), generator=generator)
+    lengths[1, 5], lengths[2, 2], lengths[0, 9:] = 20, 7, 0
+    cuts = torch.minimum(torch.randint(1, 6, (3, 12), generator=generator), torch.tensor(TRUNK)[:, None])
+    mask = torch.arange(5) < cuts[..., None]
+    several = branch_grids(lengths, mask)
+    assert [grid.width for grid in several] == [3, 7, 20] and sum(g.tokens.numel() for g in several) == lengths.sum()
+    real = (torch.arange(20) < lengths[..., None]).flatten().nonzero().squeeze(1)
+    one = BranchGrid(mask, torch.arange(real.numel()), real, 20)
+    index = tree_layout("sdpa").prefix_index
+    inputs = random_qkv(sum(TRUNK) + int(lengths.sum()))
+    outs = [TreeLayout(packed(TRUNK, "sdpa"), index, grids).attend(0, *inputs, 0.4, None) for grids in (several, [one])]
+    assert_all_close(*(value_and_gradients(out, inputs) for out in outs))
+
+
 def test_a_tree_without_branches_is_its_trunk() -> None:
     inputs = random_qkv(10)
     layout = tree_layout("sdpa")
-    layout.grid = torch.empty(0, dtype=torch.int64)
+    layout.grids = branch_grids(torch.zeros(3, 2, dtype=torch.int64), torch.ones(3, 2, 5, dtype=torch.bool))
     torch.testing.assert_close(layout.attend(0, *inputs, 0.4, None), layout.trunk.attend(0, *inputs, 0.4, None))
 
 

@@ -158,7 +158,7 @@ def test_a_run_uses_the_cpp_buffer_and_packed_passes_and_says_so(
     assert len(trees) == 2 * state.learner.actor_step.num_steps > 0, "one pass of the trunk and one of the actor a step"
     for (num_tokens,), layout in trees:
         assert len(layout.trunk.lengths) == 4
-        assert num_tokens == sum(layout.trunk.lengths) + layout.grid.numel()
+        assert num_tokens == sum(layout.trunk.lengths) + layout.num_branch_tokens
 
     said = "\n".join(listener.messages)
     for fact in ("device cpu, 1 threads, attention sdpa", "critic trunk frozen, V target behaviour",

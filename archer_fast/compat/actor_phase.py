@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from archer_fast.compat.encoder import encode, heads, tokens_of
 from archer_fast.compat.generation import prompts_of, scored_actions
 from archer_fast.compat.micro_metrics import mean_of, statistics
 from archer_fast.compat.policy import autocast_of, policy_of
@@ -17,20 +16,9 @@ from archer_fast.compat.transitions import Transitions
 
 @torch.no_grad()
 def advantages_of(agent: Any, observations: Sequence[str], actions: Sequence[str]) -> Tensor:
-    """min(Q1, Q2) - min(V1, V2) [n] of the online critic; each text encoded once."""
-    critic = agent.accelerator.unwrap_model(agent.critic)
+    """min(Q1, Q2) - min(V1, V2) [n] of the online critic."""
     with autocast_of(agent):
-        states = encode(critic, [*observations, *actions], tokens_of(critic))
-        return _advantages(*heads(critic, *states.split(len(observations))))
-
-
-@torch.no_grad()
-def advantages_plain(agent: Any, observations: Sequence[str], actions: Sequence[str]) -> Tensor:
-    """The same by whatever critic the agent has."""
-    return _advantages(*agent.critic(list(observations), list(actions)))
-
-
-def _advantages(q1: Tensor, q2: Tensor, v1: Tensor, v2: Tensor) -> Tensor:
+        q1, q2, v1, v2 = agent.critic(list(observations), list(actions))
     return (torch.minimum(q1, q2) - torch.minimum(v1, v2)).flatten()
 
 

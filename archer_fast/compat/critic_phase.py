@@ -30,13 +30,10 @@ def critic_epoch(trainer: Any, drawn: Transitions, pi_actions: Sequence[str], mi
     tokens, n = tokens_of(critic), drawn.num
     with autocast_of(agent):
         with torch.no_grad():
-            # Where a game is done nothing rests on V(s'): the observation, which is encoded anyway, stands for s'.
-            texts = zip(drawn.observation, drawn.next_observation, drawn.done.tolist(), strict=True)
-            following = [here if done else behind for here, behind, done in texts]
-            states = encode(target, [*drawn.observation, *following, *pi_actions], tokens)
+            states = encode(target, [*drawn.observation, *following_texts(drawn), *pi_actions], tokens)
             state, behind, action = states.split(n)
             target_q = [q.flatten() for q in heads(target, state, action)[:2]]
-            returns = [_backup(trainer, drawn, v) for v in (target.v_critic1(behind), target.v_critic2(behind))]
+            returns = [backup(trainer, drawn, v) for v in (target.v_critic1(behind), target.v_critic2(behind))]
         sizes = [[len(ids) for ids in tokens(texts)] for texts in (drawn.observation, drawn.action)]
         found = [torch.empty(n, device=state.device) for _ in range(4)]
         for chunk in chunks_of_pairs(sizes[0], sizes[1], MAX_CHUNK_TOKENS):
@@ -48,7 +45,14 @@ def critic_epoch(trainer: Any, drawn: Transitions, pi_actions: Sequence[str], mi
             agent.accelerator.backward(loss)
             for whole, part in zip(found, values, strict=True):
                 whole[rows] = part.detach().float()
-    return _metrics(found, target_q, returns, micro_batch)
+    return metrics(found, target_q, returns, micro_batch)
+
+
+def following_texts(drawn: Transitions) -> list[str]:
+    """The next observations. Where a game is done nothing rests on V(s'): the observation, which is read anyway, stands
+    for s'."""
+    texts = zip(drawn.observation, drawn.next_observation, drawn.done.tolist(), strict=True)
+    return [here if done else behind for here, behind, done in texts]
 
 
 def critic_loss_plain(trainer: Any, batch: dict[str, Any], pi_actions: Sequence[str]) -> dict[str, Tensor]:
@@ -59,14 +63,14 @@ def critic_loss_plain(trainer: Any, batch: dict[str, Any], pi_actions: Sequence[
     with torch.no_grad():
         target_q = [q.flatten() for q in agent.target_critic(observation, list(pi_actions))[:2]]
         target_v = agent.target_critic(list(drawn.next_observation), action)[2:]
-        returns = [_backup(trainer, drawn, v) for v in target_v]
+        returns = [backup(trainer, drawn, v) for v in target_v]
     values = [v.flatten() for v in agent.critic(observation, action)]
     losses = [F.mse_loss(v, w) for v, w in zip(values, (*returns, *target_q), strict=True)]
     agent.accelerator.backward(sum(losses))
-    return _metrics([v.detach() for v in values], target_q, returns, len(observation))
+    return metrics([v.detach() for v in values], target_q, returns, len(observation))
 
 
-def _backup(trainer: Any, drawn: Transitions, value: Tensor) -> Tensor:
+def backup(trainer: Any, drawn: Transitions, value: Tensor) -> Tensor:
     """r + gamma (1 - done) V(s') [n]; rewards in the policy's dtype, as the original has them."""
     like = next(trainer.agent.model.parameters())
     reward, done = (torch.as_tensor(x, dtype=like.dtype, device=value.device) for x in (drawn.reward, drawn.done))
@@ -74,7 +78,7 @@ def _backup(trainer: Any, drawn: Transitions, value: Tensor) -> Tensor:
     return returns
 
 
-def _metrics(
+def metrics(
     values: Sequence[Tensor], target_q: Sequence[Tensor], returns: Sequence[Tensor], size: int
 ) -> dict[str, Tensor]:
     """Of q1, q2, v1, v2 [n] and what they were to be, in micro-batches of `size`."""

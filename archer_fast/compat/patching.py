@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from types import MethodType, ModuleType
 from typing import Any
 
+import torch
+
 from archer_fast.compat.algorithms.archer import ArcherTrainer, check_agent
 from archer_fast.compat.faults import Compat, choose_fixes
 from archer_fast.compat.models import ArcherAgent, CHAIAgent
 from archer_fast.compat.models.critic import DoubleCritic
+from archer_fast.compat.models.shared_critic import Mode, SharedCritic, check_mode, is_shared, share_trunk
 from archer_fast.compat.overrides import mark_of
 from archer_fast.compat.same_numbers import differs
 
@@ -62,6 +65,7 @@ class _Exchange:
 def accelerate(
     target: Any,
     *more: Any,
+    mode: Mode = "exact",
     fix: Iterable[str] | None = None,
     compat: Compat | None = None,
     undo: bool = False,
@@ -71,14 +75,16 @@ def accelerate(
 
     target, more: `archer` itself, a list of modules, objects. A method that a subclass overrides stays and is called.
     What is exchanged is asked beside what it replaces, on one small example, once an agent is there to be asked; where
-    the numbers differ the package's own method stays, and the report says so. fix, compat: which faults are mended
-    (`archer_fast.compat.faults`). undo: give everything back as it was.
+    the numbers differ the package's own method stays, and the report says so. mode: "shared" also gives an agent the
+    critic of `models.shared_critic` (a package's: when its trainer is made), whose numbers are NOT the original's. fix,
+    compat: which faults are mended (`archer_fast.compat.faults`). undo: give everything back as it was.
     Returns the report, which is also printed where `verbose`.
     Errors: TypeError for a target of another kind, ValueError for an agent that lacks what the original's has. Nothing
     is exchanged then.
     """
     targets = [own for t in (target, *more) for own in (t if isinstance(t, (list, tuple)) else [t])]
     fixes = choose_fixes(fix, compat)
+    check_mode(mode)
     report = Report()
     found = [owner for own in targets for owner in _owners(own)]
     if undo:
@@ -86,6 +92,11 @@ def accelerate(
     else:
         begun = len(_active)
         try:
+            if mode == "shared":
+                fixes |= {"clip"}
+                for owner in found:
+                    _share(owner, report)
+                found = [owner for own in targets for owner in _owners(own)]  # critics are others now
             for owner in found:
                 _exchange(owner, fixes, report)
         except BaseException:
@@ -143,6 +154,40 @@ def _of_package(package: ModuleType) -> Iterator[Any]:
     yield from seen
 
 
+def _share(owner: Any, report: Report) -> None:
+    """Of an agent or trainer: exchange its critics, and what optimizes them; of the trainer's class: do so in each
+    trainer that is made."""
+    if isinstance(owner, type):
+        if owner.__name__ == "ArcherTrainer":
+            made = owner.__init__  # type: ignore[misc]
+
+            @functools.wraps(made)
+            def init(self: Any, *args: Any, **kwargs: Any) -> None:
+                made(self, *args, **kwargs)
+                if not is_shared(self.agent):
+                    share_trunk(self.agent)
+                    self.critic_optimizer = _optimizer_like(self)
+
+            _set(owner, "__init__", init)
+            report.patched.append(f"{owner.__module__}.{owner.__qualname__}.__init__")
+    elif hasattr(owner, "agent"):
+        _share(owner.agent, report)
+        _set(owner, "critic_optimizer", _optimizer_like(owner))
+        report.patched.append(f"{type(owner).__qualname__}.critic_optimizer")
+    elif hasattr(owner, "target_critic") and not is_shared(owner):
+        before = [(name, getattr(owner, name)) for name in ("critic", "target_critic")]
+        share_trunk(owner)
+        for name, critic in before:
+            _active.append(_Exchange(owner, name, critic, True))
+            report.patched.append(f"{type(owner).__qualname__}.{name}")
+
+
+def _optimizer_like(trainer: Any) -> Any:
+    """Adam for the agent's critic as it is now, at the rate of the one that the trainer has."""
+    rate = trainer.critic_optimizer.param_groups[0]["lr"]
+    return trainer.accelerator.prepare(torch.optim.Adam(trainer.agent.critic.parameters(), lr=rate))
+
+
 def _exchange(owner: Any, fixes: frozenset[str], report: Report) -> None:
     if isinstance(owner, ModuleType):
         _set(owner, "time", _WithoutSleep(owner.time))
@@ -151,6 +196,8 @@ def _exchange(owner: Any, fixes: frozenset[str], report: Report) -> None:
     cls = owner if isinstance(owner, type) else type(owner)
     base = next((c for c in cls.__mro__ if c.__name__ in _CLASSES), None)
     where = f"{cls.__module__}.{cls.__qualname__}"
+    if isinstance(owner, SharedCritic):
+        return  # ours already
     if base is None:
         report.left[where] = "it derives from no class of the original's"
         return

@@ -58,6 +58,11 @@ class PackedPolicy:
         self._may_end: dict[str, Tensor] = {}
         self._checked: int | None = None  # id of the model that `_check` found fit
 
+    def check(self, agent: Any) -> None:
+        """Unsupported where packed passes cannot read the agent's model."""
+        with self._open(agent):
+            pass
+
     def sample(self, agent: Any, prompts: Sequence[str], *, top_k: int | None = None) -> list[str]:
         """One action a prompt (its template filled in), as `generate` would sample it: by the agent's do_sample,
         temperature, max_new_tokens and the model's generation config, without special tokens, not yet cut at eos_str.

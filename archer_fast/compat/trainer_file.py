@@ -124,8 +124,10 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _matched(where: str, state: State, module: nn.Module) -> State:
-    """`state` as `module` loads it, once every name and shape is right."""
+    """`state` as `module` loads it, once every name and shape is right, and what the module itself checks."""
     own = _unwrapped(module).state_dict()
+    if check := getattr(_unwrapped(module), "check_state", None):
+        check(where, state)
     state = {name: value for name, value in state.items() if name in own or not _MADE_ANEW.search(name)}
     faults = [f"{name!r} is missing" for name in own if name not in state]
     faults += [f"{name!r} is unexpected" for name in state if name not in own]

@@ -28,7 +28,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "tests/compat")]
 from original import PlainAccelerator, PlainAgent, PlainBuffer, PlainTrainer, Work  # noqa: E402
 from tiny_models import make_gpt2, make_roberta  # noqa: E402
 
-from archer_fast.compat import exact  # noqa: E402
+from archer_fast.compat import update as update_module  # noqa: E402
 from archer_fast.compat.algorithms.archer import ArcherTrainer  # noqa: E402
 from archer_fast.compat.data import ReplayBuffer  # noqa: E402
 from archer_fast.compat.models import ArcherAgent  # noqa: E402
@@ -38,7 +38,7 @@ from archer_fast.envs.twenty_questions import TASK  # noqa: E402
 
 BATCH, ACCUMULATE, GAMES = 8, 32, 128
 RIVAL, OURS = "the original, in plain words", "`archer_fast.compat`, exact"
-PARTS = {  # of archer_fast.compat.exact
+PARTS = {  # of archer_fast.compat.update
     "sample_texts": "sampling a'",
     "critic_epoch": "critic epochs",
     "advantages_of": "advantages",
@@ -142,7 +142,7 @@ def measure(size: tuple[int, int], epochs: int, rounds: int, told: list[dict[str
             begun = time.perf_counter()
             with contextlib.ExitStack() as timed:
                 for function, label in PARTS.items():
-                    timed.enter_context(timers.on(exact, function, label))
+                    timed.enter_context(timers.on(update_module, function, label))
                 trainer.update(replay)
             times[name].append(time.perf_counter() - begun)
     agent = made[OURS][0]

@@ -13,7 +13,7 @@ import torch
 from oracle import Oracle, Transition
 from tiny_models import make_gpt2, make_roberta
 
-from archer_fast.compat import exact
+from archer_fast.compat import update as update_module
 from archer_fast.compat.algorithms.archer import ArcherTrainer
 from archer_fast.compat.data import ReplayBuffer
 from archer_fast.compat.models import ArcherAgent
@@ -96,7 +96,7 @@ class Record:
 @contextmanager
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Record]:
     """What updates inside the block draw from the replay, and the actions that are sampled for it, in their order."""
-    record, ask_ahead, draw, step = Record(), exact._ask_ahead, exact.draw, exact._step
+    record, ask_ahead, draw, step = Record(), update_module._ask_ahead, update_module.draw, update_module._step
 
     def drawn(replay: Any, num: int) -> Any:
         out = draw(replay, num)
@@ -120,7 +120,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Record]:
         step(trainer, optimizer, network)
 
     with monkeypatch.context() as patch:
-        patch.setattr(exact, "_step", stepped)
-        patch.setattr(exact, "draw", drawn)
-        patch.setattr(exact, "_ask_ahead", asked)
+        patch.setattr(update_module, "_step", stepped)
+        patch.setattr(update_module, "draw", drawn)
+        patch.setattr(update_module, "_ask_ahead", asked)
         yield record

@@ -84,7 +84,7 @@ def test_nothing_is_sampled_behind_the_text_that_ends_an_action(folder: Path) ->
         rest = text.lstrip("\n") if len(text) - len(text.lstrip("\n")) <= 3 else text
         counted.append(rest.count("\n"))
     assert set(counted) <= {0, 1, 2, 3, 4} and sum(1 for n in counted if n) > 30
-    prefill = sum(len(ids) for ids in policy.tokens(asked))
+    prefill = sum(len(ids) for ids in policy.texts.tokens(asked))
     assert policy.texts.num_tokens < prefill + 0.8 * 60 * 31, "most actions ended early"
 
 

@@ -200,16 +200,20 @@ def test_evaluation_is_greedy_and_gives_sampling_back(folder: Path) -> None:
     assert agent.do_sample is True
 
 
-@pytest.mark.parametrize("agent_type", ["archer", "online_filteredbc"])
-def test_a_resumed_run_goes_on_as_if_it_had_not_ended(folder: Path, tmp_path: Path, agent_type: str) -> None:
+@pytest.mark.parametrize("agent_type, mode", [("archer", None), ("archer", "shared"), ("online_filteredbc", None)])
+def test_a_resumed_run_goes_on_as_if_it_had_not_ended(
+    folder: Path, tmp_path: Path, agent_type: str, mode: str | None
+) -> None:
     """Weights, optimizers, replay, games, and the count of iterations: of warm-up and evaluation too."""
     options = {"agent_type": agent_type, "eval_freq": 2, "warmup_iter": 3, "capacity": 20, "save_path": tmp_path / "a"}
+    options |= {"mode": mode}
     agent, env = make_agent(folder), make_env()
     seed(0)
     whole = run(agent, env, iterations=5, **options)
 
     options["save_path"] = tmp_path / "b"
-    first, second, env = make_agent(folder), make_agent(folder, seed=1), make_env()
+    # Another start, whose weights the file replaces; the trunk of "shared" has to be the start policy's.
+    first, second, env = make_agent(folder), make_agent(folder, seed=0 if mode == "shared" else 1), make_env()
     seed(0)
     begun = run(first, env, iterations=2, **options)
     resumed = run(second, env, iterations=3, **options)
@@ -323,6 +327,7 @@ def test_the_script_s_config_is_taken_and_unknown_keywords_are_named(folder: Pat
         ({"rollout_size": 1}, ValueError, r"num_trajectories: wanted at least env\.bsize = 2, got 1"),
         ({"capacity": 0}, ValueError, "capacity: wanted an integer from 1"),
         ({"fix": ["buffers"]}, ValueError, "did you mean 'buffer'"),
+        ({"mode": "quick"}, ValueError, "mode: wanted 'exact' or 'shared', got 'quick'"),
     ],
 )
 @pytest.mark.parametrize("agent_type", ["archer", "online_filteredbc"])

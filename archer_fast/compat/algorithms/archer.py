@@ -11,16 +11,20 @@ from torch import Tensor
 from archer_fast.compat.actor_phase import actor_loss_plain
 from archer_fast.compat.arguments import ignored
 from archer_fast.compat.critic_phase import critic_loss_plain
-from archer_fast.compat.exact import update
 from archer_fast.compat.faults import Compat, choose_fixes
 from archer_fast.compat.generation import fixes_of
+from archer_fast.compat.models.shared_critic import Mode, choose_mode, is_shared, share_trunk
 from archer_fast.compat.overrides import ours
 from archer_fast.compat.trainer_file import load_trainer, write_trainer
+from archer_fast.compat.update import update
 
 
 class ArcherTrainer:
     """The turn-level critic and the token-level actor of one agent (Zhou et al. 2024, arXiv 2402.19446).
 
+    mode: "exact" gives the original's numbers for the same samples. "shared" does NOT: the critic's encoder is replaced
+    by heads on the policy as it is now (`models.shared_critic`), which train many times faster. None: as the agent is.
+    critic_lr: of "shared", of the heads alone, 1e-3 and not the 2e-5 of an encoder.
     fix, compat: which faults of the original are mended (`archer_fast.compat.faults`); None: as the agent has them.
     """
 
@@ -38,16 +42,23 @@ class ArcherTrainer:
         max_grad_norm: float = 0.01,
         actor_epochs: int = 3,
         *,
+        mode: Mode | None = None,
         fix: Iterable[str] | None = None,
         compat: Compat | None = None,
         **kwargs: Any,
     ) -> None:
-        """Errors: ValueError naming what the agent lacks, or for several processes."""
+        """Errors: ValueError naming what the agent lacks, for several processes, or a mode that is not the agent's."""
         ignored("ArcherTrainer", kwargs)
         check_agent(agent)
         if (processes := getattr(accelerator, "num_processes", 1)) > 1:
             raise ValueError(f"accelerator: wanted one process, got {processes}")
         self.fixes = fixes_of(agent) if fix is None and compat is None else choose_fixes(fix, compat)
+        if choose_mode(agent, mode) == "shared":
+            if not is_shared(agent):
+                share_trunk(agent)
+            self.fixes |= {"clip"}  # else the norm of a whole language model, at each step of a few small heads
+            if critic_lr < 1e-4:
+                print(f'archer_fast: critic_lr={critic_lr:g} suits an encoder; the heads of "shared" want about 1e-3')
         self.agent, self.accelerator, self.tokenizer = agent, accelerator, tokenizer
         self.grad_accum_steps, self.gamma, self.tau = grad_accum_steps, gamma, tau
         self.epochs, self.actor_epochs, self.max_grad_norm = epochs, actor_epochs, max_grad_norm

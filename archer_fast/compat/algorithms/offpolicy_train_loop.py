@@ -23,6 +23,7 @@ from archer_fast.compat.data import ReplayBuffer
 from archer_fast.compat.environment.env_utils import BatchedEnv, Trajectory, batch_interact_environment, batch_size_of
 from archer_fast.compat.faults import Compat
 from archer_fast.compat.generation import fixes_of
+from archer_fast.compat.models.shared_critic import Mode, check_mode
 from archer_fast.compat.trainer_file import read_replay_buffer, write_replay_buffer
 
 BEST_SHARE = 0.1  # of all games, which filtered behaviour cloning learns from
@@ -66,6 +67,7 @@ def offpolicy_train_loop(
     agent_type: str = "archer",
     decode_f: Callable[[list[str]], Sequence[str]] = lambda x: x,
     *,
+    mode: Mode | None = None,
     fix: Iterable[str] | None = None,
     compat: Compat | None = None,
     trust_pickle: bool = False,
@@ -83,6 +85,7 @@ def offpolicy_train_loop(
     and `eval_freq`, and its learning rates are kept, as in the original.
     trust_pickle: read the original's own replay_buffer.pt (`trainer_file.read_replay_buffer`).
     use_wandb: log to the run that `wandb.init` has begun.
+    mode: of ArcherTrainer: "exact", or "shared", whose critic is another than the original's; None: as the agent is.
     fix, compat: which faults of the original are mended (`archer_fast.compat.faults`); None: as the agent has them.
 
     Errors: ValueError or TypeError naming the argument, before anything is played.
@@ -99,10 +102,14 @@ def offpolicy_train_loop(
     }  # fmt: skip
     trainer: Any
     if agent_type.lower() == "online_filteredbc":
+        if mode is not None:
+            check_mode(mode)
+        if mode == "shared":
+            raise ValueError("mode: wanted 'exact' for online_filteredbc, which has no critic, got 'shared'")
         trainer = BCTrainer(**common, epochs=actor_epochs)
     elif agent_type.lower() in _AGENT_TYPES:
         trainer = ArcherTrainer(
-            **common, critic_lr=critic_lr, gamma=gamma, tau=tau, epochs=epochs, actor_epochs=actor_epochs
+            **common, mode=mode, critic_lr=critic_lr, gamma=gamma, tau=tau, epochs=epochs, actor_epochs=actor_epochs
         )
     else:
         raise ValueError(f"agent_type: wanted one of {', '.join(_AGENT_TYPES)}, got {agent_type!r}")

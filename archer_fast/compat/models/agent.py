@@ -13,12 +13,13 @@ from archer_fast.compat.arguments import ignored
 from archer_fast.compat.faults import Compat, choose_fixes
 from archer_fast.compat.generation import action_logprobs, prompts_of, scored_actions
 from archer_fast.compat.models.critic import DoubleCritic
+from archer_fast.compat.models.shared_critic import Mode, check_mode, share_trunk
 from archer_fast.compat.overrides import ours
 from archer_fast.ops import polyak_
 
 
 class Agent(nn.Module):
-    """A policy LM, its tokenizer, and a DoubleCritic with its target."""
+    """A policy LM, its tokenizer, and a critic with its target: DoubleCritic, or SharedCritic of mode "shared"."""
 
     def __init__(
         self,
@@ -35,11 +36,13 @@ class Agent(nn.Module):
         template: str | None = None,
         use_lora: bool = False,
         dtype: torch.dtype | None = None,
+        mode: Mode = "exact",
         fix: Iterable[str] | None = None,
         compat: Compat | None = None,
         others: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        check_mode(mode)
         ignored(type(self).__name__, others or {})
         self.fixes = choose_fixes(fix, compat)
         self.tokenizer = AutoTokenizer.from_pretrained(policy_lm, cache_dir=cache_dir)
@@ -52,12 +55,18 @@ class Agent(nn.Module):
         self.model = model.to(device)
         if use_lora:
             self.model = _with_adapters(self.model)
-        self.critic: Any = DoubleCritic(device, accelerator, critic_lm=critic_lm, cache_dir=cache_dir)
-        self.target_critic: Any = DoubleCritic(device, accelerator, critic_lm=critic_lm, cache_dir=cache_dir)
-        self.target_critic.load_state_dict(self.critic.state_dict())
         self.device, self.accelerator, self.policy_lm, self.template = device, accelerator, policy_lm, template
         self.do_sample, self.temperature, self.max_new_tokens = do_sample, temperature, max_new_tokens
         self.eos_str = eos_str
+        self.critic: Any
+        self.target_critic: Any
+        if mode == "shared":
+            share_trunk(self)
+        else:
+            self.critic, self.target_critic = (
+                DoubleCritic(device, accelerator, critic_lm=critic_lm, cache_dir=cache_dir) for _ in range(2)
+            )
+            self.target_critic.load_state_dict(self.critic.state_dict())
 
     def prepare(self) -> None:
         """Hand model, critic and target critic to the accelerator."""

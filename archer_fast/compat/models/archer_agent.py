@@ -11,12 +11,14 @@ from torch import nn
 from archer_fast.compat.faults import Compat
 from archer_fast.compat.generation import finish_action, prompts_of, sample_texts
 from archer_fast.compat.models.agent import Agent
+from archer_fast.compat.models.shared_critic import Mode
 from archer_fast.compat.overrides import ours
 
 
 class ArcherAgent(Agent):
     """A policy LM that acts by one sampled text a turn, and its critic.
 
+    mode: "shared" gives it the critic of `models.shared_critic`, reading no critic_lm: not the original's numbers.
     fix, compat: which faults of the original are mended (`archer_fast.compat.faults`).
     """
 
@@ -36,6 +38,7 @@ class ArcherAgent(Agent):
         use_bfloat16: bool = False,
         eos_str: str | None = "\n",
         *,
+        mode: Mode = "exact",
         fix: Iterable[str] | None = None,
         compat: Compat | None = None,
         **kwargs: Any,
@@ -44,7 +47,8 @@ class ArcherAgent(Agent):
         super().__init__(
             device, accelerator, policy_lm=policy_lm, critic_lm=critic_lm, cache_dir=cache_dir, do_sample=do_sample,
             temperature=temperature, max_new_tokens=max_new_tokens, eos_str=eos_str, template=TEMPLATE,
-            use_lora=use_lora, dtype=torch.bfloat16 if use_bfloat16 else None, fix=fix, compat=compat, others=kwargs,
+            use_lora=use_lora, dtype=torch.bfloat16 if use_bfloat16 else None, mode=mode, fix=fix, compat=compat,
+            others=kwargs,
         )  # fmt: skip
         self.dropout = nn.Dropout(p=dropout)  # nothing calls it, here or in the original: forks may
         self.softmax = nn.Softmax(dim=-1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from archer_fast.compat.faults import Compat
 from archer_fast.compat.generation import finish_action, prompts_of, sample_texts
 from archer_fast.compat.models.agent import Agent
+from archer_fast.compat.models.shared_critic import Mode
 from archer_fast.compat.overrides import ours
 
 NUM_CANDIDATES = 5
@@ -31,14 +32,15 @@ class CHAIAgent(Agent):
         temperature: float = 1.0,
         eos_str: str = "\n",
         *,
+        mode: Mode = "exact",
         fix: Iterable[str] | None = None,
         compat: Compat | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
             device, accelerator, policy_lm=policy_lm, critic_lm=critic_lm, cache_dir=cache_dir, do_sample=do_sample,
-            temperature=temperature, max_new_tokens=max_new_tokens, eos_str=eos_str, fix=fix, compat=compat,
-            others=kwargs,
+            temperature=temperature, max_new_tokens=max_new_tokens, eos_str=eos_str, mode=mode, fix=fix,
+            compat=compat, others=kwargs,
         )  # fmt: skip
         self.softmax = nn.Softmax(dim=-1)
 

@@ -1,0 +1,292 @@
+"""mode="shared": what the critic reads, the critic's epochs beside their plain twin, files, forks, the way in."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from agents import fill, games, make_agent, recorded
+from stand_in import installed
+from test_patching import their_agent, their_replay, their_trainer
+from torch import Tensor
+
+from archer_fast.compat import accelerate, text_features
+from archer_fast.compat.algorithms.archer import ArcherTrainer
+from archer_fast.compat.critic_phase import critic_loss_plain
+from archer_fast.compat.data import ReplayBuffer
+from archer_fast.compat.generation import prompts_of
+from archer_fast.compat.models import CHAIAgent
+from archer_fast.compat.models.shared_critic import SharedCritic, share_trunk
+from archer_fast.compat.text_features import TextFeatures
+
+OBSERVATIONS = [
+    "Questions:\n",
+    "Questions:\nIs it a dog? No.\n",
+    "Questions:\n",
+    "Questions:\nIs it 犬? No.\nIs it? No.\n",
+]
+ACTIONS = ["Is it a dog?", "Is it a dog?", "", "Is it alive?"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def models(folder: Path) -> Path:
+    make_agent(folder)
+    return folder
+
+
+def make_trainer(agent: Any, **options: Any) -> ArcherTrainer:
+    options = {"grad_accum_steps": 2, "epochs": 2, "actor_epochs": 1, "max_grad_norm": 1.0, "mode": "shared"} | options
+    return ArcherTrainer(agent, agent.accelerator, agent.tokenizer, **options)
+
+
+def make_replay(seed: int = 0) -> ReplayBuffer:
+    return fill(ReplayBuffer(4, 100), games(np.random.default_rng(seed), 40))
+
+
+def plainly(agent: Any, observation: str, action: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden at the observation's end, at the action's, and log p(action), by one pass over both alone."""
+    (prompt,) = prompts_of(agent, [observation])
+    before, own = (agent.tokenizer(text, return_tensors="pt")["input_ids"].long()[0] for text in (prompt, action))
+    out = agent.model(torch.cat([before, own])[None], output_hidden_states=True)
+    predicted = out.logits[0, before.numel() - 1 : -1].log_softmax(-1)
+    logprob = predicted.gather(1, own[:, None]).sum() if own.numel() else torch.zeros(())
+    return out.hidden_states[-1][0, before.numel() - 1], out.hidden_states[-1][0, -1], logprob
+
+
+@pytest.mark.parametrize("template", [None, "<s>{obs}Now you:"])
+@torch.no_grad()
+def test_features_are_those_of_each_text_alone(folder: Path, template: str | None) -> None:
+    agent = make_agent(folder, TEMPLATE=template)
+    features = TextFeatures(agent)
+    for _ in range(2):
+        state, action = features.pairs(OBSERVATIONS, ACTIONS, keep=True)
+        for i, wanted in enumerate(map(plainly, [agent] * 4, OBSERVATIONS, ACTIONS)):
+            for got, exact in zip((state.hidden[i], action.hidden[i], action.logprob[i]), wanted, strict=True):
+                torch.testing.assert_close(got, exact, rtol=1e-4, atol=1e-5)
+    assert state.turn.tolist() == [1, 2, 1, 3]
+    assert action.repeated.tolist() == [0, 1, 0, 0]
+
+
+def test_a_text_is_read_once_and_room_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make_agent(folder)
+    features = TextFeatures(agent)
+    features.pairs(OBSERVATIONS, ACTIONS, keep=True)
+    read = features.num_tokens
+    wanted = features.pairs(OBSERVATIONS[::-1], ACTIONS[::-1], keep=True)
+    features.states(OBSERVATIONS)
+    assert features.num_tokens == read > 0
+    features.pairs(OBSERVATIONS, ACTIONS)
+    assert features.num_tokens > read, "actions that are not kept are read again"
+
+    monkeypatch.setattr(text_features, "MAX_BYTES", 3 * 4 * 32)  # three states
+    small = TextFeatures(agent)
+    for first in (0, 2, 0):
+        small.pairs(OBSERVATIONS[first : first + 2], ACTIONS[first : first + 2], keep=True)
+    for got, exact in zip(small.pairs(OBSERVATIONS[::-1], ACTIONS[::-1], keep=True), wanted, strict=True):
+        for a, b in zip(got, exact, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_trunk_stays_what_the_policy_was(folder: Path) -> None:
+    agent = make_agent(folder)
+    share_trunk(agent)
+    before = agent.critic(OBSERVATIONS, ACTIONS)
+    with torch.no_grad():
+        for p in agent.model.parameters():
+            p.mul_(0.5)
+    after = agent.critic(OBSERVATIONS, ["It flies?", *ACTIONS[1:]])
+    torch.testing.assert_close(torch.cat(before)[[1, 2, 3]], torch.cat(after)[[1, 2, 3]], rtol=1e-5, atol=1e-6)
+    trained = {id(p) for p in agent.critic.parameters()}
+    assert not trained & {id(p) for p in agent.critic.features.trunk._copy.parameters()}
+
+
+def test_epochs_are_those_of_the_plain_twin(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was read before the first epoch gives what `critic_loss_plain` gives, micro-batch by micro-batch."""
+    agent = make_agent(folder, mode="shared")
+    trainer = make_trainer(agent)
+    twin = copy.deepcopy(agent.critic), copy.deepcopy(agent.target_critic)
+    for part in twin:
+        part.features = agent.critic.features
+    np.random.seed(0)  # noqa: NPY002, the original's source
+    with recorded(monkeypatch) as record:
+        info = trainer.update(make_replay(), no_update_actor=True)
+
+    agent.critic, agent.target_critic = twin
+    plain = make_trainer(agent)
+    rows, actions = [], iter(record.actions)
+    draws = [record.draws[i : i + 8] for i in (0, 8)]
+    for gradients, drawn in zip(record.gradients, draws, strict=True):
+        plain.critic_optimizer.zero_grad()
+        for part in (drawn[:4], drawn[4:]):
+            columns = {name: [getattr(t, name) for t in part] for name in part[0]._fields}
+            columns |= {name: torch.tensor(columns[name]) for name in ("reward", "done")} | {
+                "mc_return": torch.zeros(4)
+            }
+            rows.append(critic_loss_plain(plain, columns, [next(actions) for _ in part]))
+        for name, p in agent.critic.named_parameters():
+            torch.testing.assert_close(gradients[name], p.grad, rtol=1e-4, atol=1e-6)
+        torch.nn.utils.clip_grad_norm_(agent.critic.parameters(), 1.0)
+        plain.critic_optimizer.step()
+        agent.soft_update_target_critic(trainer.tau)
+    for key, value in info.items():
+        assert float(value) == pytest.approx(float(sum(row[key] for row in rows)) / 4, rel=1e-3, abs=1e-4), key
+
+
+def test_the_heads_learn_a_reward(folder: Path) -> None:
+    """gamma 0: Q is the mean reward of an action; before, it explains nothing."""
+    agent = make_agent(folder)
+    trainer = make_trainer(agent, gamma=0.0, epochs=150, critic_lr=3e-3, grad_accum_steps=8)
+    told = games(np.random.default_rng(0), 40)
+    told = [t._replace(reward=float("dog" in t.action) - float("big" in t.action)) for t in told]
+    replay = fill(ReplayBuffer(8, 100), told)
+    variance, losses = float(np.var([t.reward for t in told])), []
+    for trainer.epochs in (1, 150, 1):
+        losses.append(float(trainer.update(replay, no_update_actor=True)["q1.loss"]))
+    assert losses[0] > 0.8 * variance and losses[2] < 0.02 * variance
+
+
+def test_a_whole_update_moves_the_actor_by_its_own_advantages(folder: Path) -> None:
+    agent = make_agent(folder)
+    trainer = make_trainer(agent, lm_lr=1e-3)
+    before = [p.clone() for p in agent.model.parameters()]
+    info = trainer.update(make_replay())
+    assert {"q1.loss", "v2.std", "target_q1.mean", "pg.loss", "advantages.mean"} <= info.keys()
+    assert all(np.isfinite(float(value)) for value in info.values())
+    assert any(not torch.equal(a, b) for a, b in zip(before, agent.model.parameters(), strict=True))
+    q1, q2, v1, v2 = agent.critic(OBSERVATIONS[:1], ACTIONS[:1])
+    assert torch.equal(agent.get_q(OBSERVATIONS[:1], ACTIONS[:1])[1], q2) and q1.shape == (1, 1)
+    torch.testing.assert_close(torch.cat(agent.get_v(OBSERVATIONS[:1])), torch.cat([v1, v2]))
+
+
+@pytest.mark.parametrize("kind", ["chai", "own get_action", "own critic_loss"])
+def test_what_cannot_be_known_ahead_is_asked_in_time(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make_agent(folder, CHAIAgent) if kind == "chai" else make_agent(folder)
+    trainer, asked = make_trainer(agent, actor_epochs=0 if kind == "chai" else 1), []
+    if kind == "own get_action":
+        agent.get_action = lambda observation: asked.append(len(observation)) or ["Is it?"] * len(observation)
+    if kind == "own critic_loss":
+        own = trainer.critic_loss
+        trainer.critic_loss = lambda **batch: asked.append(len(batch["observation"])) or own(**batch)  # type: ignore
+    info = trainer.update(make_replay())
+    assert np.isfinite(float(info["q1.loss"]))
+    assert asked == {"chai": [], "own get_action": [4] * 6, "own critic_loss": [4] * 4}[kind]
+
+
+def test_files_go_round_and_others_are_refused(folder: Path, tmp_path: Path) -> None:
+    agent = make_agent(folder, mode="shared")
+    trainer = make_trainer(agent)
+    trainer.update(make_replay())
+    trainer.save(str(tmp_path / "trainer.pt"))
+    wanted = torch.cat(agent.critic(OBSERVATIONS, ACTIONS))
+
+    other = make_trainer(make_agent(folder))
+    assert not torch.allclose(torch.cat(other.agent.critic(OBSERVATIONS, ACTIONS)), wanted)
+    other.load(str(tmp_path / "trainer.pt"))
+    torch.testing.assert_close(torch.cat(other.agent.critic(OBSERVATIONS, ACTIONS)), wanted)
+
+    elsewhere = make_trainer(make_agent(folder, seed=1))
+    with pytest.raises(ValueError, match=r"critic_state_dict: its heads were trained on another start policy"):
+        elsewhere.load(str(tmp_path / "trainer.pt"))
+    exact = make_trainer(make_agent(folder), mode="exact")
+    exact.save(str(tmp_path / "exact.pt"))
+    with pytest.raises(ValueError, match=r'wanted the heads of mode="shared", got a critic with an encoder of its own'):
+        other.load(str(tmp_path / "exact.pt"))
+    with pytest.raises(ValueError, match=r"'trunk_fingerprint' is unexpected|is missing"):
+        exact.load(str(tmp_path / "trainer.pt"))
+
+
+def test_modes_are_named_and_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    agent = make_agent(folder)
+    with pytest.raises(ValueError, match="mode: wanted 'exact' or 'shared', got 'fast'"):
+        make_trainer(agent, mode="fast")
+    with pytest.raises(ValueError, match="mode: wanted 'exact' or 'shared', got 'fast'"):
+        make_agent(folder, mode="fast")
+    assert not isinstance(agent.critic, SharedCritic)
+    make_trainer(agent, critic_lr=2e-5)
+    said = capsys.readouterr().out
+    assert "its numbers are not the original's" in said and "critic_lr=2e-05 suits an encoder" in said
+    make_trainer(agent, mode=None)
+    assert "its numbers" not in capsys.readouterr().out, "the agent is shared already"
+    with pytest.raises(ValueError, match="mode: wanted 'shared', which the agent is, got 'exact'"):
+        make_trainer(agent, mode="exact")
+    biased = make_agent(folder)
+    biased.model.lm_head = torch.nn.Linear(32, biased.model.lm_head.out_features)
+    with pytest.raises(ValueError, match='mode="shared": model: its lm_head has a bias'):
+        make_trainer(biased)
+    assert not isinstance(biased.critic, SharedCritic)
+
+
+def test_a_package_is_shared_and_given_back(tmp_path: Path, models: Path) -> None:
+    with installed(tmp_path) as archer:
+        everything = importlib.import_module("archer.everything")
+        before = dict(vars(everything.ArcherTrainer))
+        report = accelerate(archer, mode="shared", verbose=False)
+        assert "archer.everything.ArcherTrainer.__init__" in report.patched and report.left == {}
+        trainer = their_trainer(their_agent(everything, models), everything.ArcherTrainer, critic_lr=1e-2)
+        critic = trainer.agent.critic
+        assert isinstance(critic, SharedCritic) and critic is not trainer.agent.target_critic
+        assert trainer.critic_optimizer.param_groups[0]["lr"] == 1e-2
+        weights = [p.clone() for p in critic.parameters()]
+        info = trainer.update(their_replay(everything))
+        assert np.isfinite(float(info["v1.loss"])) and report.left == {}
+        assert all(not torch.equal(a, b) for a, b in zip(weights, critic.parameters(), strict=True) if b.numel() > 32)
+        accelerate(archer, undo=True, verbose=False)
+        assert dict(vars(everything.ArcherTrainer)) == before
+        assert not isinstance(
+            their_trainer(their_agent(everything, models), everything.ArcherTrainer).agent.critic, SharedCritic
+        )
+
+
+def test_one_trainer_is_shared_and_given_back(tmp_path: Path, models: Path) -> None:
+    with installed(tmp_path):
+        everything = importlib.import_module("archer.everything")
+        trainer = their_trainer(their_agent(everything, models), everything.ArcherTrainer)
+        before = trainer.agent.critic, trainer.agent.target_critic, trainer.critic_optimizer
+        with pytest.raises(ValueError, match="mode: wanted 'exact' or 'shared', got 'faster'"):
+            accelerate(trainer, mode="faster", verbose=False)
+        report = accelerate(trainer, mode="shared", verbose=False)
+        assert report.left == {} and isinstance(trainer.agent.critic, SharedCritic)
+        assert np.isfinite(float(trainer.update(their_replay(everything))["q2.loss"]))
+        accelerate(trainer, undo=True, verbose=False)
+        assert (trainer.agent.critic, trainer.agent.target_critic, trainer.critic_optimizer) == before
+        assert np.isfinite(float(trainer.update(their_replay(everything))["q2.loss"]))
+
+
+@pytest.fixture
+def adapted(folder: Path) -> Iterator[Any]:
+    """A policy with LoRA on its attention, which has moved."""
+    peft = pytest.importorskip("peft", reason="needs the extra `lora`; `make test` installs it")
+    agent = make_agent(folder)
+    config = peft.LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
+    base = copy.deepcopy(agent.model)
+    agent.model = peft.get_peft_model(agent.model, config)
+    agent.base = [base]
+    yield agent
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft 0.21
+def test_of_a_lora_policy_the_trunk_is_its_base_uncopied(adapted: Any) -> None:
+    trainer = make_trainer(adapted, lm_lr=1e-3)
+    features = adapted.critic.features
+    assert features.trunk._copy is None
+    plain, state = adapted.base[0], features.states(OBSERVATIONS).hidden
+    adapted.model, model = plain, adapted.model
+    for i, observation in enumerate(OBSERVATIONS):
+        torch.testing.assert_close(state[i], plainly(adapted, observation, "Is it?")[0], rtol=1e-4, atol=1e-5)
+    adapted.model = model
+    checksum = features.trunk.fingerprint()
+    trainer.update(make_replay())
+    assert features.trunk.fingerprint() == checksum, "only adapters moved"
+    with features.trunk.open() as backbone:
+        assert backbone.model is model.get_base_model()
