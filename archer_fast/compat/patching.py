@@ -29,6 +29,7 @@ _CLASSES: dict[str, tuple[type, tuple[str, ...]]] = {
 }
 _SUBMODULES = ("models", "models.archer_agent", "models.chai_agent", "models.critic", "algorithms.archer",
                "algorithms.archer.trainer", "algorithms.offpolicy_train_loop")  # fmt: skip
+_CRITICS = ("critic", "target_critic")
 _SETTLE = "_archer_fast_settle"
 _active: list[_Exchange] = []
 
@@ -164,22 +165,35 @@ def _share(owner: Any, report: Report) -> None:
             @functools.wraps(made)
             def init(self: Any, *args: Any, **kwargs: Any) -> None:
                 made(self, *args, **kwargs)
-                if not is_shared(self.agent):
-                    share_trunk(self.agent)
+                if _share_agent(self.agent, report):
                     self.critic_optimizer = _optimizer_like(self)
 
             _set(owner, "__init__", init)
             report.patched.append(f"{owner.__module__}.{owner.__qualname__}.__init__")
     elif hasattr(owner, "agent"):
-        _share(owner.agent, report)
-        _set(owner, "critic_optimizer", _optimizer_like(owner))
-        report.patched.append(f"{type(owner).__qualname__}.critic_optimizer")
-    elif hasattr(owner, "target_critic") and not is_shared(owner):
-        before = [(name, getattr(owner, name)) for name in ("critic", "target_critic")]
-        share_trunk(owner)
-        for name, critic in before:
-            _active.append(_Exchange(owner, name, critic, True))
-            report.patched.append(f"{type(owner).__qualname__}.{name}")
+        before = [(name, getattr(owner.agent, name)) for name in _CRITICS]
+        if _share_agent(owner.agent, report):
+            _active.extend(_Exchange(owner.agent, name, critic, True) for name, critic in before)
+            _set(owner, "critic_optimizer", _optimizer_like(owner))
+    elif hasattr(owner, "target_critic"):
+        before = [(name, getattr(owner, name)) for name in _CRITICS]
+        if _share_agent(owner, report):
+            _active.extend(_Exchange(owner, name, critic, True) for name, critic in before)
+
+
+def _share_agent(agent: Any, report: Report) -> bool:
+    """Whether the agent's critics were exchanged, which the report says."""
+    names = [f"{type(agent).__qualname__}.{name}" for name in _CRITICS]
+    if is_shared(agent):
+        return False
+    try:
+        share_trunk(agent)
+    except ValueError as reason:
+        report.left |= dict.fromkeys(names, str(reason))
+        print(f"archer_fast: left {', '.join(names)}: {reason}")
+        return False
+    report.patched += [name for name in names if name not in report.patched]
+    return True
 
 
 def _optimizer_like(trainer: Any) -> Any:

@@ -153,7 +153,7 @@ def test_the_heads_learn_a_reward(folder: Path) -> None:
     variance, losses = float(np.var([t.reward for t in told])), []
     for trainer.epochs in (1, 150, 1):
         losses.append(float(trainer.update(replay, no_update_actor=True)["q1.loss"]))
-    assert losses[0] > 0.8 * variance and losses[2] < 0.02 * variance
+    assert losses[0] > 0.5 * variance and losses[2] < 0.02 * variance
 
 
 def test_a_whole_update_moves_the_actor_by_its_own_advantages(folder: Path) -> None:
@@ -261,6 +261,35 @@ def test_one_trainer_is_shared_and_given_back(tmp_path: Path, models: Path) -> N
         accelerate(trainer, undo=True, verbose=False)
         assert (trainer.agent.critic, trainer.agent.target_critic, trainer.critic_optimizer) == before
         assert np.isfinite(float(trainer.update(their_replay(everything))["q2.loss"]))
+
+
+def test_a_critic_of_the_user_s_own_is_kept(tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with installed(tmp_path) as archer:
+        everything = importlib.import_module("archer.everything")
+
+        class OwnCritic(everything.DoubleCritic):  # type: ignore[misc, name-defined]
+            def forward(self, observation: Any, action: Any) -> Any:
+                return tuple(value + 1 for value in super().forward(observation, action))
+
+        class OwnAgent(everything.ArcherAgent):  # type: ignore[misc, name-defined]
+            def __init__(self, *args: Any, **options: Any) -> None:
+                super().__init__(*args, **options)
+                self.critic.__class__ = self.target_critic.__class__ = OwnCritic
+
+        everything.OwnAgent = OwnAgent
+        agent = their_agent(everything, models, "OwnAgent")
+        with pytest.raises(
+            ValueError, match=r"wanted the original's DoubleCritic as agent\.critic, .* \(.*OwnCritic\)"
+        ):
+            make_trainer(agent)
+        report = accelerate(archer, mode="shared", verbose=False)
+        trainer = their_trainer(their_agent(everything, models, "OwnAgent"), everything.ArcherTrainer)
+        assert type(trainer.agent.critic) is OwnCritic
+        assert [name.rpartition(".")[2] for name, why in report.left.items() if "OwnCritic" in why] == [
+            "critic", "target_critic"
+        ]  # fmt: skip
+        assert 'OwnAgent.target_critic: mode="shared": wanted' in capsys.readouterr().out
+        assert np.isfinite(float(trainer.update(their_replay(everything))["q1.loss"]))
 
 
 @pytest.fixture

@@ -67,6 +67,12 @@ class SharedCritic(nn.Module):
             )
 
 
+def _is_the_original_s(critic: Any) -> bool:
+    """Whether its forward is that of a class with the original's name."""
+    definer = next((c for c in type(critic).__mro__ if "forward" in vars(c)), None)
+    return definer is not None and definer.__name__ == "DoubleCritic" and "forward" not in vars(critic)
+
+
 def is_shared(agent: Any) -> bool:
     """Whether the agent's critic is a `SharedCritic`."""
     return isinstance(agent.accelerator.unwrap_model(agent.critic), SharedCritic)
@@ -91,10 +97,17 @@ def choose_mode(agent: Any, mode: Mode | None) -> Mode:
 
 
 def share_trunk(agent: Any) -> None:
-    """Give the agent a `SharedCritic` and its target in place of whatever critics it has.
+    """Give the agent a `SharedCritic` and its target in place of the DoubleCritics that it has, if any.
 
-    Errors: ValueError where packed passes cannot read the agent's model.
+    Errors: ValueError for a critic class of the user's own, and where packed passes cannot read the agent's model.
     """
+    for name in ("critic", "target_critic"):
+        critic = agent.accelerator.unwrap_model(getattr(agent, name, None))
+        if critic is not None and not _is_the_original_s(critic):
+            raise ValueError(
+                f'mode="shared": wanted the original\'s DoubleCritic as agent.{name}, which it replaces, got one with a '
+                f"forward of its own ({type(critic).__qualname__})"
+            )
     try:
         policy_of(agent).check(agent)
     except Unsupported as reason:
