@@ -14,7 +14,7 @@ from archer_fast.compat.micro_metrics import statistics
 from archer_fast.compat.policy import autocast_of
 from archer_fast.compat.transitions import Transitions
 
-MAX_CHUNK_TOKENS = 1 << 12  # encoded with activations for backward at a time
+MAX_CHUNK_TOKENS = 1 << 11  # encoded with activations for backward at a time
 
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
 

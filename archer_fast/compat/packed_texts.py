@@ -15,8 +15,10 @@ from archer_fast.compat.prefixes import branch_rows, group_trunks, share_prefixe
 from archer_fast.compat.token_cache import TokenCache
 from archer_fast.packing import Int64
 
-# Of one pass: on a CPU the activations of more than this only leave its caches.
-MAX_PASS_TOKENS = {"cpu": 1 << 13, "cuda": 1 << 15}
+# Of a pass whose activations are kept for a backward pass: on a CPU more of them only leave its caches. A pass without
+# gradients may have NO_GRAD times as many.
+MAX_PASS_TOKENS = {"cpu": 1 << 11, "cuda": 1 << 15}
+NO_GRAD = 4
 
 
 class Score(NamedTuple):
@@ -67,6 +69,7 @@ class PackedTexts:
         for prompt, owner in enumerate(trunks.owner.tolist()):
             members[owner].append(prompt)
         max_tokens = MAX_PASS_TOKENS.get(device.type, MAX_PASS_TOKENS["cpu"])
+        max_tokens *= 1 if torch.is_grad_enabled() else NO_GRAD
         most = max(1, max_tokens // max(1, tokens_each))  # branches of one sequence in a pass
         pieces: list[tuple[int, Int64]] = []  # sequence, and the prompt of each branch
         for owner, own in enumerate(members):

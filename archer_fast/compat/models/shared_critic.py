@@ -105,7 +105,7 @@ def share_trunk(agent: Any) -> None:
         critic = agent.accelerator.unwrap_model(getattr(agent, name, None))
         if critic is not None and not _is_the_original_s(critic):
             raise ValueError(
-                f'mode="shared": wanted the original\'s DoubleCritic as agent.{name}, which it replaces, got one with a '
+                f'mode="shared": wanted the original\'s DoubleCritic as agent.{name}, to replace it, got one with a '
                 f"forward of its own ({type(critic).__qualname__})"
             )
     try:
