@@ -48,7 +48,7 @@ install: .venv/.run .venv/.built
 train: install
 	@$(BIN)/archer-fast train $(ARGS)
 
-# ALGORITHMS, SEEDS, TRAJECTORIES_10 and TRAJECTORIES_32 in the environment change what is compared.
+# ALGORITHMS, SEEDS, FIRST_SEED, TRAJECTORIES_10 and TRAJECTORIES_32 in the environment change what is compared.
 reproduce: install
 	@scripts/reproduce.sh
 

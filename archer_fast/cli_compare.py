@@ -45,7 +45,9 @@ class CompareArgs:
     algorithms: str = ""
     """Presets of `archer-fast train`, commas between; the first is raced against each of the others."""
     seeds: int = 3
-    """Seeds of each: 0, 1, ..."""
+    """Seeds of each: `first_seed`, the next one, ..."""
+    first_seed: int = 0
+    """The smallest seed: settings that were chosen by looking at some seeds are better shown with others."""
     trajectories: int = 10240
     """Games that each run plays to learn from."""
     out: Path = Path("runs/compare")
@@ -63,6 +65,8 @@ class CompareArgs:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: wanted at least 1, got {value}")
+        if self.first_seed < 0:
+            raise ValueError(f"first_seed: wanted at least 0, got {self.first_seed}")
 
 
 def compare(
@@ -93,16 +97,17 @@ def compare(
     names = plans.parse_names(args.algorithms, presets)
     shared = [*_task_arguments(args.task), *extra]
     settings = functools.partial(parse_train, prog=f"{prog} ... --")
-    runs = plans.plan_runs(names, args.seeds, args.trajectories, args.out, shared, settings)
+    plan = Plan(tuple(names), args.seeds, args.trajectories, args.window or 1, first_seed=args.first_seed)
+    runs = plans.plan_runs(names, plan.seed_range(), args.trajectories, args.out, shared, settings)
     for run in runs[: len(names)]:
         check_task(run.config.task, run.config.warm_start.player)
-    window = args.window or plans.default_window(runs, args.trajectories)
+    plan = dataclasses.replace(plan, window=args.window or plans.default_window(runs, args.trajectories))
     again = shlex.join([*prog.split(), *argv])
     _make_folder(args.out)
     with folder_lock(args.out):
         plans.check_folder(args.out, runs)
         jobs = args.jobs or plans.usable_cores()
-        outcome = _run(args.out, Plan(tuple(names), args.seeds, args.trajectories, window), runs, jobs, again)
+        outcome = _run(args.out, plan, runs, jobs, again)
         with contextlib.suppress(NothingYet):  # stopped or failed so soon: what follows says so
             _report(args.out, tuning, say)
     if outcome.interrupted:
@@ -125,7 +130,7 @@ def _run(out: Path, plan: Plan, runs: Sequence[RunPlan], jobs: int, again: str) 
             "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         }
         made = made if made and made[-1] == now else (*made, now)
-    Plan(plan.algorithms, plan.seeds, plan.trajectories, plan.window, made).save(out)
+    dataclasses.replace(plan, made=made).save(out)
     with make_watcher(Console()) as watcher:
         return run_contest(runs, COMMAND, jobs, watcher)
 

@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 
 ALGORITHMS=${ALGORITHMS:-archer,archer-exact,ppo,filtered-bc}
 SEEDS=${SEEDS:-3}
+FIRST_SEED=${FIRST_SEED:-3} # 0 to 2 were looked at when the settings were chosen
 TRAJECTORIES_10=${TRAJECTORIES_10:-3840}
 TRAJECTORIES_32=${TRAJECTORIES_32:-1920}
 RUNS=${RUNS:-runs/reproduce}
@@ -14,9 +15,9 @@ archer_fast=${ARCHER_FAST:-.venv/bin/archer-fast}
 
 compare() { # objects, trajectories
   local name="twenty-questions-$1"
-  echo "== $name: $ALGORITHMS, seeds: $SEEDS, trajectories of each: $2"
+  echo "== $name: $ALGORITHMS, $SEEDS seeds from $FIRST_SEED, trajectories of each: $2"
   "$archer_fast" compare --task.name twenty-questions --task.options "objects=$1" --algorithms "$ALGORITHMS" \
-    --seeds "$SEEDS" --trajectories "$2" --window 256 --out "$RUNS/$name"
+    --seeds "$SEEDS" --first-seed "$FIRST_SEED" --trajectories "$2" --window 256 --out "$RUNS/$name"
   mkdir -p "$DOCS/$name"
   cp "$RUNS/$name/"{report.md,comparison.json,*.png} "$DOCS/$name/"
 }

@@ -89,6 +89,16 @@ def test_a_comparison_from_nothing_to_the_report(tmp_path: Path) -> None:
     )
 
 
+def test_other_seeds_than_those_that_were_looked_at(tmp_path: Path) -> None:
+    said = compare(tmp_path / "c", "--first-seed", "3")
+    assert (said.code, said.err) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "c" / "ppo").glob("seed-?")) == ["seed-3", "seed-4"]
+    page = (tmp_path / "c" / "report.md").read_text()
+    assert "40 trajectories a run, seeds 3 to 4." in page and "| 3, 4 |" in page
+    clash = compare(tmp_path / "c")
+    assert clash.code != 0 and "also holds archer/seed-3, archer/seed-4, ppo/seed-3, ppo/seed-4" in clash.err
+
+
 def test_a_failed_run_is_told_and_the_report_is_of_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STUB_FAILS", "*/ppo/seed-1")
     said = compare(tmp_path)
@@ -126,6 +136,7 @@ def test_the_task_and_what_follows_the_dashes_reach_every_run(tmp_path: Path) ->
         (["--algorithms", "archer,pppo"], "algorithms: unknown preset 'pppo'; did you mean 'ppo'? (presets: archer, "),
         (["--algorithms", "ppo,ppo"], "algorithms: 'ppo' is given twice"),
         (["--algorithms", "ppo", "--seeds", "0"], "seeds: wanted at least 1, got 0"),
+        (["--algorithms", "ppo", "--first-seed", "-1"], "first_seed: wanted at least 0, got -1"),
         (["--algorithms", "ppo", "--trajectories", "-5"], "trajectories: wanted at least 1, got -5"),
         (["--algorithms", "ppo", "--jobs", "-1"], "jobs: wanted at least 1, got -1"),
         (["--algorithms", "ppo", "--window", "0"], "window: wanted at least 1, got 0"),

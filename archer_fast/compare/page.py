@@ -111,7 +111,8 @@ def _bullets(lines: Iterable[str]) -> str:
 
 def _facts(figures: Figures) -> str:
     plan = figures.plan
-    seeds = "seed 0" if plan.seeds == 1 else f"seeds 0 to {plan.seeds - 1}"
+    first, last = plan.seed_range()[0], plan.seed_range()[-1]
+    seeds = f"seed {first}" if plan.seeds == 1 else f"seeds {first} to {last}"
     lines = [
         f"{plan.trajectories:,} trajectories a run, {seeds}. "
         f"A point of a curve is the mean return of the last {plan.window:,} games played while training, drawn where "

@@ -55,6 +55,10 @@ class Plan:
     """Games that a point of a smoothed curve is the mean of."""
     made: tuple[dict[str, Any], ...] = ()
     """Commit, machine, jobs and command of every call that ran something."""
+    first_seed: int = 0
+
+    def seed_range(self) -> range:
+        return range(self.first_seed, self.first_seed + self.seeds)
 
     def save(self, out: Path) -> None:
         write_json(out / FILE, dataclasses.asdict(self))
@@ -99,7 +103,7 @@ def check_extra(arguments: Sequence[str]) -> None:
 
 def plan_runs(
     algorithms: Sequence[str],
-    seeds: int,
+    seeds: Sequence[int],
     trajectories: int,
     out: Path,
     shared: Sequence[str],
@@ -111,7 +115,7 @@ def plan_runs(
     """
     of = {name: settings(["--preset", name, *shared]) for name in algorithms}
     runs = []
-    for seed in range(seeds):
+    for seed in seeds:
         for name, config in of.items():
             iterations, rest = divmod(trajectories, config.rollout.games)
             if rest:

@@ -28,7 +28,7 @@ def build_comparison(out: Path, tuning: Mapping[str, str], window: int | None = 
     plan = Plan.load(out)
     plan = plan if window is None else dataclasses.replace(plan, window=window)
     records = [
-        read_record(name, seed, out / name / f"seed-{seed}") for name in plan.algorithms for seed in range(plan.seeds)
+        read_record(name, seed, out / name / f"seed-{seed}") for name in plan.algorithms for seed in plan.seed_range()
     ]
     figures = make_figures(plan, records, tuning)
     said = []

@@ -47,7 +47,7 @@ def settings(arguments: Sequence[str]) -> Config:
 
 
 def planned(out: Path, *, seeds: int = 2, trajectories: int = 30, shared: Sequence[str] = SHARED) -> list[RunPlan]:
-    return plan_runs(["archer", "ppo"], seeds, trajectories, out, shared, settings)
+    return plan_runs(["archer", "ppo"], range(seeds), trajectories, out, shared, settings)
 
 
 def returns(run: RunPlan) -> list[float]:
@@ -213,7 +213,7 @@ def test_a_comparison_may_grow_but_not_shrink(tmp_path: Path) -> None:
     check_folder(tmp_path, larger)
     assert [run.finished for run in larger] == [True, True, False, False]
     with pytest.raises(ValueError, match="also holds ppo/seed-0, which this comparison would leave out"):
-        check_folder(tmp_path, plan_runs(["archer"], 1, 30, tmp_path, SHARED, settings))
+        check_folder(tmp_path, plan_runs(["archer"], [0], 30, tmp_path, SHARED, settings))
 
 
 def test_a_budget_that_is_no_whole_number_of_iterations(tmp_path: Path) -> None:
