@@ -57,8 +57,9 @@ test: lint test-cpp test-ops-alone test-pythons test-interpreter test-python
 test-all: lint test-cpp test-ops-alone test-pythons test-interpreter
 	@$(BIN)/pytest $(ARGS)
 
+# A process a core, files whole; more threads than cores is what makes torch slow here.
 test-python: .venv/.dev .venv/.built
-	@$(BIN)/pytest -m "not slow and not gpu" $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not gpu" -n auto --dist loadfile $(ARGS)
 
 # The part without torch, on the oldest and the newest Python of this machine.
 test-pythons:

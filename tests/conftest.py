@@ -31,6 +31,11 @@ _SMALL: dict[str, Any] = {
 }
 
 
+def pytest_collection_finish() -> None:
+    """A pytest that a test starts is nobody's worker: pytest-benchmark measures nothing in one of pytest-xdist's."""
+    os.environ.pop("PYTEST_XDIST_WORKER", None)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`gpu` tests are skipped, and say so, where no GPU is."""
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]

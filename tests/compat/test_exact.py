@@ -15,6 +15,8 @@ from archer_fast.compat import critic_phase, encoder, packed_texts, policy
 from archer_fast.compat.algorithms.archer import ArcherTrainer
 from archer_fast.compat.data import ReplayBuffer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

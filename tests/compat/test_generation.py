@@ -17,6 +17,8 @@ from archer_fast.compat.generation import action_logprobs_plain, can_pack, sampl
 from archer_fast.compat.models import ArcherAgent, CHAIAgent
 from archer_fast.compat.policy import policy_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -18,6 +18,8 @@ from stand_in import installed
 from archer_fast.compat import accelerate
 from archer_fast.compat.overrides import is_ours
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 METHODS = [
     "archer.everything.ArcherAgent.get_action",
     "archer.everything.ArcherAgent.get_log_prob",

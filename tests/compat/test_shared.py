@@ -25,6 +25,8 @@ from archer_fast.compat.models import CHAIAgent
 from archer_fast.compat.models.shared_critic import SharedCritic, share_trunk
 from archer_fast.compat.text_features import TextFeatures
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OBSERVATIONS = [
     "Questions:\n",
     "Questions:\nIs it a dog? No.\n",
