@@ -113,21 +113,21 @@ def main() -> None:
         agent, agent.accelerator, agent.tokenizer, asked.critic_lr or CRITIC_LR[asked.mode], asked.lm_lr,
         grad_accum_steps=32, gamma=0.95, tau=0.1, epochs=50, max_grad_norm=1.0, actor_epochs=3, mode=asked.mode,
     )  # fmt: skip
-    begun, updating = time.perf_counter(), 0.0
+    begun, updating = time.process_time(), 0.0
     with asked.out.open("w") as file:
         for iteration in range(asked.iterations + 1):
             games = batch_interact_environment(agent, agent.tokenizer, env, asked.games)
             mean, error = mean_return(games)
-            seconds = time.perf_counter() - begun
+            seconds = time.process_time() - begun
             row = {"iteration": iteration, "games": iteration * asked.games, "return": mean, "return_se": error,
                    "seconds": seconds, "seconds_updating": updating}  # fmt: skip
             print(json.dumps(row), file=file, flush=True)
             print(f"{asked.mode} {iteration}: {mean:.2f} +- {error:.2f}, {seconds:.0f} s", flush=True)
             for turn in (turn for game in games for turn in game):
                 replay.insert(**turn)
-            update_begun = time.perf_counter()
+            update_begun = time.process_time()
             trainer.update(replay, no_update_actor=iteration < asked.warmup)
-            updating += time.perf_counter() - update_begun
+            updating += time.process_time() - update_begun
 
 
 if __name__ == "__main__":

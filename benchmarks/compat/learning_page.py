@@ -31,38 +31,30 @@ def smoothed(rows: list[Row], i: int) -> tuple[float, float]:
 
 
 def section(curves: dict[str, list[Row]], every: int) -> Section:
-    """Returns after so many games, and what the updates before them took."""
+    """Returns after so many games."""
     most = max(row["games"] for rows in curves.values() for row in rows)
     table = []
     for games in range(0, most + 1, every):
         cells = [f"{games:,}"]
         for rows in curves.values():
             at = [i for i, row in enumerate(rows) if row["games"] == games]
-            if not at:
-                cells += ["", ""]
-                continue
-            mean, error = smoothed(rows, at[0])
-            cells += [f"{mean:.1f} ± {error:.1f}", f"{rows[at[0]]['seconds_updating']:,.0f}"]
+            cells.append("{:.1f} ± {:.1f}".format(*smoothed(rows, at[0])) if at else "")
         table.append(tuple(cells))
-    header = ("games", *(text for name in curves for text in (name, "update s")))
-    note = f"Mean return of the last {WINDOW} iterations' games ± standard error; seconds in `trainer.update` so far."
-    return Section("Return by games", note, header, table, 0)
+    note = f"Mean return of the last {WINDOW} iterations' games ± standard error."
+    return Section("Return by games", note, ("games", *curves), table, 0)
 
 
 def picture(curves: dict[str, list[Row]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
+    figure, axis = pyplot.subplots(figsize=(7, 4))
     for name, rows in curves.items():
         means = [smoothed(rows, i)[0] for i in range(len(rows))]
-        for axis, key in zip(axes, ("games", "seconds"), strict=True):
-            axis.plot([row[key] for row in rows], means, label=name, linestyle="-" if "shared" in name else "--")
-    for axis, label in zip(axes, ("games", "seconds, games and updates"), strict=True):
-        axis.set_xlabel(label)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("return")
-    axes[0].legend()
+        axis.plot([row["games"] for row in rows], means, label=name, linestyle="-" if "shared" in name else "--")
+    axis.set(xlabel="games", ylabel="return")
+    axis.grid(alpha=0.3)
+    axis.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
