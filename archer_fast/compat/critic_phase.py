@@ -11,6 +11,7 @@ from torch import Tensor
 
 from archer_fast.compat.encoder import chunks_of_pairs, encode, heads, tokens_of
 from archer_fast.compat.micro_metrics import statistics
+from archer_fast.compat.models.shared_critic import is_shared
 from archer_fast.compat.policy import autocast_of
 from archer_fast.compat.transitions import Transitions
 
@@ -62,7 +63,8 @@ def critic_loss_plain(trainer: Any, batch: dict[str, Any], pi_actions: Sequence[
     observation, action = list(drawn.observation), list(drawn.action)
     with torch.no_grad():
         target_q = [q.flatten() for q in agent.target_critic(observation, list(pi_actions))[:2]]
-        target_v = agent.target_critic(list(drawn.next_observation), action)[2:]
+        following = following_texts(drawn) if is_shared(agent) else list(drawn.next_observation)
+        target_v = agent.target_critic(following, action)[2:]
         returns = [backup(trainer, drawn, v) for v in target_v]
     values = [v.flatten() for v in agent.critic(observation, action)]
     losses = [F.mse_loss(v, w) for v, w in zip(values, (*returns, *target_q), strict=True)]

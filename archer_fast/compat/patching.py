@@ -16,7 +16,7 @@ from archer_fast.compat.algorithms.archer import ArcherTrainer, check_agent
 from archer_fast.compat.faults import Compat, choose_fixes
 from archer_fast.compat.models import ArcherAgent, CHAIAgent
 from archer_fast.compat.models.critic import DoubleCritic
-from archer_fast.compat.models.shared_critic import Mode, SharedCritic, check_mode, is_shared, share_trunk
+from archer_fast.compat.models.shared_critic import Mode, SharedCritic, check_mode, is_shared, share_trunk, warn_of_rate
 from archer_fast.compat.overrides import mark_of
 from archer_fast.compat.same_numbers import differs
 
@@ -94,7 +94,6 @@ def accelerate(
         begun = len(_active)
         try:
             if mode == "shared":
-                fixes |= {"clip"}
                 for owner in found:
                     _share(owner, report)
                 found = [owner for own in targets for owner in _owners(own)]  # critics are others now
@@ -199,6 +198,10 @@ def _share_agent(agent: Any, report: Report) -> bool:
 def _optimizer_like(trainer: Any) -> Any:
     """Adam for the agent's critic as it is now, at the rate of the one that the trainer has."""
     rate = trainer.critic_optimizer.param_groups[0]["lr"]
+    warn_of_rate(rate)
+    registered = getattr(trainer.accelerator, "_optimizers", [])  # of Hugging Face's: it would keep the encoder alive
+    if trainer.critic_optimizer in registered:
+        registered.remove(trainer.critic_optimizer)
     return trainer.accelerator.prepare(torch.optim.Adam(trainer.agent.critic.parameters(), lr=rate))
 
 

@@ -142,7 +142,7 @@ def _mentions(trainer: Any, function: Any) -> set[str]:
         code = waiting.pop()
         waiting += [c for c in code.co_consts if isinstance(c, CodeType)]
         for name in set(code.co_names) - found:
-            helper = vars(type(trainer)).get(name, function.__globals__.get(name))
+            helper = getattr(type(trainer), name, function.__globals__.get(name))
             if name not in _UPDATE_MENTIONS and isinstance(helper, FunctionType):
                 waiting.append(helper.__code__)
             else:

@@ -44,11 +44,11 @@ class TextEngine(EmbeddedEngine):
             return super()._sample(hidden)
         found = []
         for part in hidden.split(max(1, (1 << 24) // weight.shape[0])):
-            logits = (part @ weight.T).float() / self.temperature
+            logits = (part @ weight.T).float()
             if self.greedy:
                 found.append(logits.argmax(-1))
             else:
-                values, ids = logits.topk(k)
+                values, ids = (logits / self.temperature).topk(k)
                 found.append(ids.gather(1, values.softmax(-1).multinomial(1)).squeeze(1))
         tokens = torch.cat(found)
         return tokens, torch.zeros(tokens.shape, device=tokens.device)

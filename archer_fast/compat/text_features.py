@@ -18,13 +18,13 @@ from archer_fast.compat.policy import base_model
 from archer_fast.critic import ActionFeatures, StateFeatures
 from archer_fast.ops import linear_logprobs
 
-MAX_BYTES = 1 << 32  # of the hidden states of actions, and of observations, that are remembered in host memory
+MAX_BYTES = 1 << 31  # of the hidden states of actions, and as much of observations, that are remembered in host memory
 
 Pair = tuple[str, str]  # observation, action
 
 
 class FrozenTrunk:
-    """The policy as it is now, for good. Of a LoRA policy: its base weights, which never move, without a copy."""
+    """The policy as it is now, for good. Of a LoRA policy: its base weights, without a copy; nobody may move them."""
 
     def __init__(self, agent: Any) -> None:
         model = agent.accelerator.unwrap_model(agent.model)
@@ -33,17 +33,24 @@ class FrozenTrunk:
         if self._adapted is None:
             self._copy = Backbone(copy.deepcopy(model), agent.tokenizer).requires_grad_(False)
         self._tokenizer = agent.tokenizer
+        self.device = next(model.parameters()).device
 
     @contextmanager
     def open(self) -> Iterator[Backbone]:
         """The trunk inside the block, without gradients."""
-        with torch.no_grad():
+        # Whatever autocast the caller is in: what is remembered is one number.
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             if self._copy is not None:
                 yield self._copy
-            else:
-                assert self._adapted is not None
+                return
+            assert self._adapted is not None
+            trained = [(p, p.requires_grad) for p in self._adapted.parameters()]  # peft sets those of adapters
+            try:
                 with self._adapted.disable_adapter(), borrowed(base_model(self._adapted), self._tokenizer) as backbone:
                     yield backbone
+            finally:
+                for p, requires_grad in trained:
+                    p.requires_grad_(requires_grad)
 
     def fingerprint(self) -> int:
         """A checksum of the weights that are read."""
@@ -55,7 +62,7 @@ class TextFeatures:
     """Features of observations, and of actions behind them, by one `FrozenTrunk`.
 
     A turn's index, which texts do not tell, is the number of newlines in the observation: the original's games have a
-    line a turn. An action counts as repeated where its text stands in the observation.
+    line a turn. An action counts as repeated where a line of the observation begins with it.
     """
 
     def __init__(self, agent: Any) -> None:
@@ -98,8 +105,8 @@ class TextFeatures:
         if new:
             store.add(new, *self._read(new))
         hidden, logprob = (column.to(self.device) for column in store(pairs))
-        said = torch.tensor([float(action != "" and action in text) for text, action in pairs], device=self.device)
-        return self.states(observations), ActionFeatures(hidden, logprob, said)
+        repeated = torch.tensor([float(_said_before(*pair)) for pair in pairs], device=self.device)
+        return self.states(observations), ActionFeatures(hidden, logprob, repeated)
 
     def _read(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
         """Hidden states [n, H] at the actions' ends, and the actions' log-probs [n]; an empty action ends where its
@@ -119,9 +126,14 @@ class TextFeatures:
         return hidden, logprob
 
 
+def _said_before(observation: str, action: str) -> bool:
+    said = action.strip()
+    return said != "" and any(f"\n{said}{end}" in f"\n{observation}" for end in " \n")
+
+
 class _Rows:
-    """Columns of numbers in host memory, a row for each key. All rows are forgotten where more than `max_bytes` would
-    come together."""
+    """Columns of numbers in host memory, a row for each key. All rows are forgotten where more than about `max_bytes`
+    would come together."""
 
     def __init__(self, max_bytes: int | None) -> None:
         self.max_bytes = max_bytes
@@ -140,6 +152,10 @@ class _Rows:
 
     def add(self, keys: Sequence[Hashable], *columns: Tensor) -> None:
         """columns: [len(keys), ...] each."""
+        with torch.inference_mode(False):  # a caller's would make tensors that nobody may write to later
+            self._add(keys, columns)
+
+    def _add(self, keys: Sequence[Hashable], columns: Sequence[Tensor]) -> None:
         begin, end = len(self._place), len(self._place) + len(keys)
         self._columns = self._columns or [column.new_empty(0, *column.shape[1:], device="cpu") for column in columns]
         if end > len(self._columns[0]):  # twice the room

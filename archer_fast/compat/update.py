@@ -27,9 +27,20 @@ from archer_fast.compat.transitions import Transitions, check_size, draw
 def update(trainer: Any, replay_buffer: Any, no_update_actor: bool = False) -> dict[str, Any]:
     """`epochs` critic steps and then `actor_epochs` actor steps; the original's metrics."""
     check_size(replay_buffer)
+    _check_optimizer(trainer)
     trainer.step = getattr(trainer, "step", 0) + 1
     info = _critic_phase(trainer, replay_buffer)
     return info if no_update_actor else info | _actor_phase(trainer, replay_buffer)
+
+
+def _check_optimizer(trainer: Any) -> None:
+    """ValueError where the trainer was made before its agent's critic was exchanged: nothing would move the new one."""
+    stepped = {id(p) for group in trainer.critic_optimizer.param_groups for p in group["params"]}
+    if is_shared(trainer.agent) and not any(id(p) in stepped for p in trainer.agent.critic.parameters()):
+        raise ValueError(
+            'critic_optimizer: wanted one of the critic of mode="shared", got one of the critic that it replaced; make '
+            "the trainer after the agent is shared, or hand the trainer itself to accelerate"
+        )
 
 
 def _critic_phase(trainer: Any, replay_buffer: Any) -> dict[str, Any]:
@@ -52,7 +63,7 @@ def _critic_epochs(
 ) -> Callable[[int], dict[str, torch.Tensor]] | None:
     """`epoch(i)` on draw i; None where micro-batches go through a fork's own loss or critic."""
     agent = trainer.agent
-    if not (is_ours(trainer, "critic_loss") and _has_our_critic(agent)):
+    if not (draws and is_ours(trainer, "critic_loss") and _has_our_critic(agent)):
         return None
     actions_of = _ask_ahead(agent, draws, size)
     if is_shared(agent):
@@ -119,6 +130,8 @@ def _has_our_critic(agent: Any) -> bool:
 def _step(trainer: Any, optimizer: Any, network: Any) -> None:
     """Clip and step; clipping spans the agent, stale gradients of the network that rests included, unless mended."""
     mended = fixes_of(trainer)
+    if is_shared(trainer.agent):  # else the norm of a whole language model, at each step of a few small heads
+        mended |= {"clip"}
     if "sum" in mended:
         for p in network.parameters():
             if p.grad is not None:

@@ -13,7 +13,7 @@ from archer_fast.compat.arguments import ignored
 from archer_fast.compat.critic_phase import critic_loss_plain
 from archer_fast.compat.faults import Compat, choose_fixes
 from archer_fast.compat.generation import fixes_of
-from archer_fast.compat.models.shared_critic import Mode, choose_mode, is_shared, share_trunk
+from archer_fast.compat.models.shared_critic import Mode, choose_mode, is_shared, share_trunk, warn_of_rate
 from archer_fast.compat.overrides import ours
 from archer_fast.compat.trainer_file import load_trainer, write_trainer
 from archer_fast.compat.update import update
@@ -56,9 +56,7 @@ class ArcherTrainer:
         if choose_mode(agent, mode) == "shared":
             if not is_shared(agent):
                 share_trunk(agent)
-            self.fixes |= {"clip"}  # else the norm of a whole language model, at each step of a few small heads
-            if critic_lr < 1e-4:
-                print(f'archer_fast: critic_lr={critic_lr:g} suits an encoder; the heads of "shared" want about 1e-3')
+            warn_of_rate(critic_lr)
         self.agent, self.accelerator, self.tokenizer = agent, accelerator, tokenizer
         self.grad_accum_steps, self.gamma, self.tau = grad_accum_steps, gamma, tau
         self.epochs, self.actor_epochs, self.max_grad_norm = epochs, actor_epochs, max_grad_norm
@@ -126,6 +124,7 @@ class ArcherTrainer:
 def check_agent(agent: Any) -> None:
     """ValueError naming what the original's trainer would ask of the agent and not find."""
     wanted = (
+        "accelerator",
         "model",
         "critic",
         "target_critic",

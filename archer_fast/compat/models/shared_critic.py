@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from archer_fast.compat.overrides import ours
+from archer_fast.compat.overrides import is_ours, ours
 from archer_fast.compat.policy import Unsupported, policy_of
 from archer_fast.compat.text_features import TextFeatures
 from archer_fast.config import CriticConfig
@@ -20,7 +20,8 @@ Mode = Literal["exact", "shared"]
 class SharedCritic(nn.Module):
     """Called as the original's DoubleCritic is. NOT the same numbers: other features, other heads.
 
-    Its trunk is the policy as it was when the critic was made; state_dict holds the heads and the trunk's checksum.
+    Its trunk is the policy as it was when the critic was made (`text_features.FrozenTrunk`); state_dict holds the heads
+    and the trunk's checksum.
     """
 
     trunk_fingerprint: Tensor  # int64
@@ -31,6 +32,7 @@ class SharedCritic(nn.Module):
         generator = torch.Generator().manual_seed(torch.initial_seed())  # no number is drawn from torch's own
         self.heads = ValueHeads(features.hidden_size, CriticConfig(), generator).to(features.device)
         self.register_buffer("trunk_fingerprint", torch.tensor(features.trunk.fingerprint()))
+        self.register_load_state_dict_pre_hook(_check_loaded)  # type: ignore[no-untyped-call]
 
     @ours
     def forward(
@@ -67,10 +69,18 @@ class SharedCritic(nn.Module):
             )
 
 
+def _check_loaded(critic: SharedCritic, state: Mapping[str, Any], prefix: str, *others: Any) -> None:
+    critic.check_state(
+        "state_dict", {k.removeprefix(prefix): value for k, value in state.items() if k.startswith(prefix)}
+    )
+
+
 def _is_the_original_s(critic: Any) -> bool:
     """Whether its forward is that of a class with the original's name."""
     definer = next((c for c in type(critic).__mro__ if "forward" in vars(c)), None)
-    return definer is not None and definer.__name__ == "DoubleCritic" and "forward" not in vars(critic)
+    # Its own `forward` is one that `accelerate` exchanged, or that Hugging Face's Accelerator wrapped.
+    own = "forward" in vars(critic) and not is_ours(critic, "forward") and "_original_forward" not in vars(critic)
+    return definer is not None and definer.__name__ == "DoubleCritic" and not own
 
 
 def is_shared(agent: Any) -> bool:
@@ -82,6 +92,12 @@ def check_mode(mode: str) -> None:
     """ValueError for an unknown mode."""
     if mode not in get_args(Mode):
         raise ValueError(f"mode: wanted 'exact' or 'shared', got {mode!r}")
+
+
+def warn_of_rate(critic_lr: float) -> None:
+    """Say so where a rate was meant for an encoder."""
+    if critic_lr < 1e-4:
+        print(f'archer_fast: critic_lr={critic_lr:g} suits an encoder; the heads of "shared" want about 1e-3')
 
 
 def choose_mode(agent: Any, mode: Mode | None) -> Mode:
@@ -102,8 +118,8 @@ def share_trunk(agent: Any) -> None:
     Errors: ValueError for a critic class of the user's own, and where packed passes cannot read the agent's model.
     """
     for name in ("critic", "target_critic"):
-        critic = agent.accelerator.unwrap_model(getattr(agent, name, None))
-        if critic is not None and not _is_the_original_s(critic):
+        critic = getattr(agent, name, None)
+        if critic is not None and not _is_the_original_s(agent.accelerator.unwrap_model(critic)):
             raise ValueError(
                 f'mode="shared": wanted the original\'s DoubleCritic as agent.{name}, to replace it, got one with a '
                 f"forward of its own ({type(critic).__qualname__})"
