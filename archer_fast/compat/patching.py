@@ -78,7 +78,8 @@ def accelerate(
     What is exchanged is asked beside what it replaces, on one small example, once an agent is there to be asked; where
     the numbers differ the package's own method stays, and the report says so. mode: "shared" also gives an agent the
     critic of `models.shared_critic` (a package's: when its trainer is made), whose numbers are NOT the original's. fix,
-    compat: which faults are mended (`archer_fast.compat.faults`). undo: give everything back as it was.
+    compat: which faults are mended (`archer_fast.compat.faults`). undo: give everything
+    back as it was, but for the critic of a trainer that a shared package has made.
     Returns the report, which is also printed where `verbose`.
     Errors: TypeError for a target of another kind, ValueError for an agent that lacks what the original's has. Nothing
     is exchanged then.

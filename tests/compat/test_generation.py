@@ -177,3 +177,9 @@ def test_arguments_that_are_wrong_are_named(folder: Path) -> None:
         make_agent(folder, compat="exact")
     with pytest.warns(UserWarning, match="ArcherAgent: these keywords are accepted and not used: my_flag"):
         make_agent(folder, ArcherAgent, my_flag=3)
+
+
+def test_greedy_play_does_not_divide_by_the_temperature(folder: Path) -> None:
+    asked = observations(5)
+    cold, warm = (make_agent(folder, do_sample=False, temperature=t) for t in (0.0, 1.0))
+    assert cold.get_action(asked) == warm.get_action(asked)

@@ -212,3 +212,16 @@ def test_targets_that_are_wrong_are_named_and_nothing_is_exchanged(tmp_path: Pat
             accelerate(archer, fix=["paddings"])
         assert not is_ours(agent, "get_action"), "nothing half-patched"
         assert sys.modules["archer.algorithms.offpolicy_train_loop"].time is time
+
+
+def test_a_subclass_without_changes_keeps_the_fast_update(tmp_path: Path, models: Path) -> None:
+    """Helpers of `update` are looked for in base classes too."""
+    with installed(tmp_path) as archer:
+        everything = importlib.import_module("archer.everything")
+        report = accelerate(archer, verbose=False)
+
+        class Sub(everything.ArcherTrainer):  # type: ignore[misc, name-defined]
+            pass
+
+        their_trainer(their_agent(everything, models), Sub).update(their_replay(everything))
+        assert report.left == {}
