@@ -94,7 +94,7 @@ TUNING: dict[str, str] = {
     "archer": "18 settings of 1,152 games, 2 seeds; 3 of other credit; the best again with 2,560",
     "archer-exact": "none for this comparison; step sizes of an earlier one",
     "ppo": "18 settings, 14 of them with 2 seeds: games an iteration, epochs, lr, lambda, KL, clip, entropy, value lr",
-    "filtered-bc": "19 settings, 15 of them with 2 seeds: share, games, epochs, lr, KL, replay, newest games, batch; "
+    "filtered-bc": "20 settings, 16 of them with 2 seeds: share, games, epochs, lr, KL, replay, newest games, batch; "
     "the best of them, a replay of 256 games, is worse at 3,840 games (-11.4 on seeds 3 to 5)",
 }
 
