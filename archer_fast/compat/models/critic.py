@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -80,3 +80,8 @@ class DoubleCritic(nn.Module):
         with torch.no_grad() if detach_model else nullcontext():
             states = encode(self, observation, tokens_of(self))
         return self.v_critic1(states), self.v_critic2(states)
+
+    def check_state(self, where: str, state: Mapping[str, Any]) -> None:
+        """ValueError for the state of a `SharedCritic`."""
+        if "trunk_fingerprint" in state:
+            raise ValueError(f'{where}: wanted a critic with an encoder (mode="exact"), got heads of mode="shared"')
