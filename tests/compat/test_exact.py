@@ -173,7 +173,9 @@ def test_wrong_agents_and_replays_are_named(folder: Path) -> None:
     with pytest.raises(ValueError, match="replay_buffer: wanted at least batch_size = 4 transitions, got 3"):
         trainer.update(replay)
     assert trainer.step == 0
-    with pytest.raises(ValueError, match=r"agent: wanted the attributes of ArcherAgent, Linear lacks accelerator, model, critic"):
+    with pytest.raises(
+        ValueError, match=r"agent: wanted the attributes of ArcherAgent, Linear lacks accelerator, model, critic"
+    ):
         ArcherTrainer(torch.nn.Linear(1, 1), agent.accelerator, agent.tokenizer)
     agent.accelerator.num_processes = 2
     with pytest.raises(ValueError, match="accelerator: wanted one process, got 2"):
