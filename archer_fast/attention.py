@@ -200,6 +200,7 @@ def branch_grids(lengths: Tensor, prefix_mask: Tensor) -> list[BranchGrid]:
     lengths [B, R] int64, 0 where there is no branch; prefix_mask [B, R, L] bool. Branch tokens are numbered branch
     after branch. A row without a branch may see position 0: its numbers are finite, and nobody reads them.
     """
+    device, lengths = prefix_mask.device, lengths.cpu()  # the one wait for the device
     games, widest = lengths.shape[0], int(lengths.max()) if lengths.numel() else 0
     if not widest:
         return []
@@ -216,17 +217,18 @@ def branch_grids(lengths: Tensor, prefix_mask: Tensor) -> list[BranchGrid]:
     for member, num_rows in zip(classes, rows, strict=True):
         if not num_rows:
             continue
-        own = torch.where(member, lengths, 0)
         game, row = member.nonzero(as_tuple=True)
         rank = row if num_rows == lengths.shape[1] else (member.cumsum(1) - 1)[game, row]
+        own = lengths[game, row, None]
+        width = int(own.max())
+        column = torch.arange(width)
+        real = column < own
+        tokens = (starts[game, row, None] + column)[real]
+        place = ((game * num_rows + rank)[:, None] * width + column)[real]
+        game, row, rank, tokens, place = (x.to(device, non_blocking=True) for x in (game, row, rank, tokens, place))
         mask = prefix_mask.new_zeros(games, num_rows, prefix_mask.shape[2])
         mask[:, :, 0] = True
         mask[game, rank] = prefix_mask[game, row]
-        width = int(own.max())
-        column = torch.arange(width, device=lengths.device)
-        real = column < own[game, row, None]
-        tokens = (starts[game, row, None] + column)[real]
-        place = ((game * num_rows + rank)[:, None] * width + column)[real]
         grids.append(BranchGrid(mask, tokens, place, width))
     return grids
 

@@ -97,11 +97,12 @@ def compare(
     names = plans.parse_names(args.algorithms, presets)
     shared = [*_task_arguments(args.task), *extra]
     settings = functools.partial(parse_train, prog=f"{prog} ... --")
-    plan = Plan(tuple(names), args.seeds, args.trajectories, args.window or 1, first_seed=args.first_seed)
-    runs = plans.plan_runs(names, plan.seed_range(), args.trajectories, args.out, shared, settings)
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    runs = plans.plan_runs(names, seeds, args.trajectories, args.out, shared, settings)
     for run in runs[: len(names)]:
         check_task(run.config.task, run.config.warm_start.player)
-    plan = dataclasses.replace(plan, window=args.window or plans.default_window(runs, args.trajectories))
+    window = args.window or plans.default_window(runs, args.trajectories)
+    plan = Plan(tuple(names), args.seeds, args.trajectories, window, first_seed=args.first_seed)
     again = shlex.join([*prog.split(), *argv])
     _make_folder(args.out)
     with folder_lock(args.out):

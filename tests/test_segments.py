@@ -323,7 +323,7 @@ def test_what_cannot_be_linked_is_written_again(tmp_path: Path, harm: str) -> No
 def test_another_file_system_refuses_links_and_all_is_written(tmp_path: Path) -> None:
     shm = Path("/dev/shm")
     if not shm.is_dir() or shm.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("needs /dev/shm to be another file system than the temporary folder's")
+        pytest.skip("needs /dev/shm to be another file system than the temporary folder's; runs where it is")
     other = shm / f"archer_fast_test_{os.getpid()}"
     try:
         buffer = filled(3)

@@ -10,15 +10,14 @@ from torch import Tensor
 
 from archer_fast.compat.generation import prompts_of, scored_actions
 from archer_fast.compat.micro_metrics import mean_of, statistics
-from archer_fast.compat.policy import autocast_of, policy_of
+from archer_fast.compat.policy import policy_of
 from archer_fast.compat.transitions import Transitions
 
 
 @torch.no_grad()
 def advantages_of(agent: Any, observations: Sequence[str], actions: Sequence[str]) -> Tensor:
     """min(Q1, Q2) - min(V1, V2) [n] of the online critic."""
-    with autocast_of(agent):
-        q1, q2, v1, v2 = agent.critic(list(observations), list(actions))
+    q1, q2, v1, v2 = agent.critic(list(observations), list(actions))
     return (torch.minimum(q1, q2) - torch.minimum(v1, v2)).flatten()
 
 

@@ -78,8 +78,8 @@ def accelerate(
     What is exchanged is asked beside what it replaces, on one small example, once an agent is there to be asked; where
     the numbers differ the package's own method stays, and the report says so. mode: "shared" also gives an agent the
     critic of `models.shared_critic` (a package's: when its trainer is made), whose numbers are NOT the original's. fix,
-    compat: which faults are mended (`archer_fast.compat.faults`). undo: give everything
-    back as it was, but for the critic of a trainer that a shared package has made.
+    compat: which faults are mended (`archer_fast.compat.faults`). undo: give everything back as it was, but for the
+    critic of a trainer that a shared package has made.
     Returns the report, which is also printed where `verbose`.
     Errors: TypeError for a target of another kind, ValueError for an agent that lacks what the original's has. Nothing
     is exchanged then.
@@ -95,8 +95,10 @@ def accelerate(
         begun = len(_active)
         try:
             if mode == "shared":
-                for owner in found:
-                    _share(owner, report)
+                for own in targets:
+                    owners = list(_owners(own))
+                    for owner in owners if isinstance(own, ModuleType) else owners[:1]:  # the others are its parts
+                        _share(owner, report)
                 found = [owner for own in targets for owner in _owners(own)]  # critics are others now
             for owner in found:
                 _exchange(owner, fixes, report)
@@ -170,20 +172,18 @@ def _share(owner: Any, report: Report) -> None:
 
             _set(owner, "__init__", init)
             report.patched.append(f"{owner.__module__}.{owner.__qualname__}.__init__")
-    elif hasattr(owner, "agent"):
-        before = [(name, getattr(owner.agent, name)) for name in _CRITICS]
-        if _share_agent(owner.agent, report):
-            _active.extend(_Exchange(owner.agent, name, critic, True) for name, critic in before)
-            _set(owner, "critic_optimizer", _optimizer_like(owner))
-    elif hasattr(owner, "target_critic"):
-        before = [(name, getattr(owner, name)) for name in _CRITICS]
-        if _share_agent(owner, report):
-            _active.extend(_Exchange(owner, name, critic, True) for name, critic in before)
+    elif not isinstance(owner, ModuleType):
+        agent = getattr(owner, "agent", owner)
+        before = [(name, getattr(agent, name)) for name in _CRITICS]
+        if _share_agent(agent, report):
+            _active.extend(_Exchange(agent, name, critic, True) for name, critic in before)
+            if agent is not owner:
+                _set(owner, "critic_optimizer", _optimizer_like(owner))
 
 
 def _share_agent(agent: Any, report: Report) -> bool:
     """Whether the agent's critics were exchanged, which the report says."""
-    names = [f"{type(agent).__qualname__}.{name}" for name in _CRITICS]
+    names = [f"{type(agent).__module__}.{type(agent).__qualname__}.{name}" for name in _CRITICS]
     if is_shared(agent):
         return False
     try:

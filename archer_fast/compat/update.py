@@ -21,6 +21,7 @@ from archer_fast.compat.micro_metrics import mean_of
 from archer_fast.compat.models.chai_agent import choose_candidates, sample_candidates
 from archer_fast.compat.models.shared_critic import is_shared
 from archer_fast.compat.overrides import is_ours, mark_of
+from archer_fast.compat.policy import autocast_of
 from archer_fast.compat.transitions import Transitions, check_size, draw
 
 
@@ -80,8 +81,11 @@ def _actor_phase(trainer: Any, replay_buffer: Any) -> dict[str, Any]:
         trainer.lm_optimizer.zero_grad()
         actions = _ask_ahead(agent, [drawn], size)(0)
         parts = drawn.micro_batches(size)
-        asked_together = [slice(0, drawn.num)] if _has_our_critic(agent) else parts
-        advantages = torch.cat([advantages_of(agent, drawn.observation[p], actions[p]) for p in asked_together])
+        if _has_our_critic(agent):
+            with autocast_of(agent):
+                advantages = advantages_of(agent, drawn.observation, actions)
+        else:
+            advantages = torch.cat([advantages_of(agent, drawn.observation[p], actions[p]) for p in parts])
         if whole and can_pack(agent, "score"):
             rows.append(actor_epoch(trainer, drawn, actions, advantages, size))
         else:

@@ -182,6 +182,8 @@ class BranchCache:
 
     def keep(self, branches: Tensor) -> None:
         """Go on with some branches alone: branches [k] int64, ascending, of those of the last pass."""
+        if branches.numel() == self._place.numel():
+            return
         self._place = place = self._place[branches]
         games, width = self._prefix_mask.shape[:2]
         game = place // width

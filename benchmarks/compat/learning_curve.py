@@ -97,7 +97,6 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=2, help="iterations before the actor first moves")
     parser.add_argument("--games", type=int, default=128, help="an iteration")
     parser.add_argument("--objects", type=int, default=10)
-    parser.add_argument("--critic-lr", type=float, default=None)
     parser.add_argument("--lm-lr", type=float, default=2e-4)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
@@ -110,7 +109,7 @@ def main() -> None:
         clone(agent, asked.clone, asked.objects)
         return
     trainer = ArcherTrainer(
-        agent, agent.accelerator, agent.tokenizer, asked.critic_lr or CRITIC_LR[asked.mode], asked.lm_lr,
+        agent, agent.accelerator, agent.tokenizer, CRITIC_LR[asked.mode], asked.lm_lr,
         grad_accum_steps=32, gamma=0.95, tau=0.1, epochs=50, max_grad_norm=1.0, actor_epochs=3, mode=asked.mode,
     )  # fmt: skip
     begun, updating = time.process_time(), 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -53,7 +54,7 @@ def make(name: str, folder: Path) -> Contestant:
     with contextlib.redirect_stderr(open(os.devnull, "w")):
         if name in (RIVAL, LEAN):
             accelerator = PlainAccelerator()
-            width = torch.load(folder / "width.pt")
+            width = json.loads((critic / "config.json").read_text())["hidden_size"]
             agent: Any = PlainAgent("cpu", accelerator, policy, critic, in_dim=width)
             trainer: Any = (PlainTrainer if name == RIVAL else LeanTrainer)(agent, accelerator, agent.tokenizer, *rates)
             replay: Any = PlainBuffer(BATCH, 10_000)

@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -348,9 +349,15 @@ def test_several_processes_are_refused(folder: Path) -> None:
 
 
 def test_with_hugging_face_s_accelerator(folder: Path) -> None:
-    accelerate = pytest.importorskip("accelerate")
     for agent_type in ("archer", "online_filteredbc"):
         agent = make_agent(folder)
         agent.accelerator = accelerate.Accelerator(cpu=True)
         metrics = run(agent, iterations=2, agent_type=agent_type)
         assert np.isfinite(metrics[1]["pg.loss" if agent_type == "archer" else "bc.loss"])
+
+
+def test_filtered_cloning_has_no_critic_to_share(folder: Path) -> None:
+    with pytest.raises(
+        ValueError, match="mode: wanted 'exact' for online_filteredbc"
+    ):
+        run(make_agent(folder), iterations=1, agent_type="online_filteredbc", mode="shared")
