@@ -198,7 +198,7 @@ def branch_grids(lengths: Tensor, prefix_mask: Tensor) -> list[BranchGrid]:
     """Lay branches on one grid, or on one for each power of two of their lengths where that has half the cells.
 
     lengths [B, R] int64, 0 where there is no branch; prefix_mask [B, R, L] bool. Branch tokens are numbered branch
-    after branch. A row without a branch may see position 0: its numbers are finite, and nobody reads them.
+    after branch. A row without a branch sees itself alone: its numbers are finite, and nobody reads them.
     """
     device, lengths = prefix_mask.device, lengths.cpu()  # the one wait for the device
     games, widest = lengths.shape[0], int(lengths.max()) if lengths.numel() else 0
@@ -227,7 +227,6 @@ def branch_grids(lengths: Tensor, prefix_mask: Tensor) -> list[BranchGrid]:
         place = ((game * num_rows + rank)[:, None] * width + column)[real]
         game, row, rank, tokens, place = (x.to(device, non_blocking=True) for x in (game, row, rank, tokens, place))
         mask = prefix_mask.new_zeros(games, num_rows, prefix_mask.shape[2])
-        mask[:, :, 0] = True
         mask[game, rank] = prefix_mask[game, row]
         grids.append(BranchGrid(mask, tokens, place, width))
     return grids

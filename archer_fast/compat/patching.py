@@ -90,7 +90,8 @@ def accelerate(
     report = Report()
     found = [owner for own in targets for owner in _owners(own)]
     if undo:
-        _undo(found, report)
+        while _undo(found, report):  # a critic that comes back may itself have been exchanged
+            found = [owner for own in targets for owner in _owners(own)]
     else:
         begun = len(_active)
         try:
@@ -285,13 +286,16 @@ def _set(owner: Any, name: str, value: Any) -> None:
     setattr(owner, name, value)
 
 
-def _undo(owners: Sequence[Any], report: Report) -> None:
-    for exchange in reversed([e for e in _active if any(e.owner is owner for owner in owners)]):
+def _undo(owners: Sequence[Any], report: Report) -> bool:
+    """Whether anything was given back."""
+    exchanges = [e for e in _active if any(e.owner is owner for owner in owners)]
+    for exchange in reversed(exchanges):
         exchange.restore()
         _active.remove(exchange)
         if exchange.name != "fixes":
             cls = exchange.owner if isinstance(exchange.owner, (type, ModuleType)) else type(exchange.owner)
             report.left[f"{cls.__name__}.{exchange.name}"] = "given back"
+    return bool(exchanges)
 
 
 class _WithoutSleep:

@@ -64,6 +64,8 @@ def test_the_trunk_stays_what_the_policy_was(folder: Path) -> None:
     after = agent.critic(OBSERVATIONS, ["It flies?", *ACTIONS[1:]])
     for b, a in zip(before, after, strict=True):
         torch.testing.assert_close(b[1:], a[1:], rtol=1e-5, atol=1e-6)
+    for b, target in zip(before, agent.target_critic(OBSERVATIONS, ACTIONS), strict=True):
+        torch.testing.assert_close(b, target)
     trained = {id(p) for p in agent.critic.parameters()}
     assert not trained & {id(p) for p in agent.critic.features.trunk._copy.parameters()}
 
@@ -163,8 +165,32 @@ def test_clipping_spans_the_heads_alone_and_replayed_actions_are_read_once(folde
     norm = torch.stack([p.grad.norm() for p in agent.critic.parameters()]).norm()
     assert 0.1 < float(norm) <= 1.001 and float(next(agent.model.parameters()).grad.abs().max()) == 1e6
     features = agent.critic.features
-    assert {pair[1] for pair in features._actions._place} <= {t.action for t in games(np.random.default_rng(0), 40)}
+    drawn = set(features._actions._place)
+    assert 0 < len(drawn) <= 8 and drawn <= {(t.observation, t.action) for t in games(np.random.default_rng(0), 40)}
     assert "clip" not in trainer.fixes and trainer.fixes == agent.fixes
+
+
+def test_a_critic_whose_forward_was_wrapped_is_still_the_original_s(folder: Path) -> None:
+    """As Hugging Face's `prepare` does it under mixed precision."""
+    agent = make_agent(folder)
+    for critic in (agent.critic, agent.target_critic):
+        critic._original_forward = own = critic.forward
+        critic.forward = lambda *texts, own=own: own(*texts)
+    assert accelerate(agent, mode="shared", verbose=False).left == {} and isinstance(agent.critic, SharedCritic)
+    accelerate(agent, undo=True, verbose=False)
+
+
+def test_an_exact_trainer_is_shared_and_all_of_it_given_back(tmp_path: Path, models: Path) -> None:
+    with installed(tmp_path):
+        everything = importlib.import_module("archer.everything")
+        trainer = their_trainer(their_agent(everything, models), everything.ArcherTrainer)
+        critic = trainer.agent.critic
+        accelerate(trainer, verbose=False)
+        assert "forward" in vars(critic)
+        assert accelerate(trainer, mode="shared", verbose=False).left == {}
+        assert isinstance(trainer.agent.critic, SharedCritic)
+        accelerate(trainer, undo=True, verbose=False)
+        assert trainer.agent.critic is critic and "forward" not in vars(critic)
 
 
 def test_a_trainer_of_the_old_critic_is_refused(folder: Path) -> None:
@@ -199,6 +225,17 @@ def test_with_hugging_face_s_accelerator(folder: Path, kind: Any) -> None:
     weights = [p.clone() for p in agent.critic.parameters()]
     assert np.isfinite(float(trainer.update(make_replay())["q1.loss"]))
     assert any(not torch.equal(a, b) for a, b in zip(weights, agent.critic.parameters(), strict=True))
+
+
+def test_hugging_face_s_accelerator_forgets_the_optimizer_of_the_encoder(folder: Path) -> None:
+    agent = make_agent(folder)
+    agent.accelerator = Accelerator(cpu=True)
+    trainer = make_trainer(agent, mode="exact")
+    before, kept = trainer.critic_optimizer, agent.accelerator._optimizers
+    assert before in kept
+    accelerate(trainer, mode="shared", verbose=False)
+    assert before not in kept and trainer.critic_optimizer in kept and trainer.lm_optimizer in kept
+    accelerate(trainer, undo=True, verbose=False)
 
 
 def test_files_go_round_and_others_are_refused(folder: Path, tmp_path: Path) -> None:

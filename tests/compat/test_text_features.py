@@ -77,8 +77,11 @@ def test_what_is_remembered_does_not_depend_on_who_asked(folder: Path) -> None:
     """Under autocast and in inference mode, where tensors are made that nobody may write to later."""
     agent = make_agent(folder)
     features, wanted = TextFeatures(agent), TextFeatures(agent).states(OBSERVATIONS).hidden
+    others = [f"Questions:\n{n}?\n" for n in range(5)]
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         features.pairs(OBSERVATIONS[:1], ACTIONS[:1], keep=True)
+        features.states(others[:4])
+        features.states(others[4:])  # there is room for more now
     torch.testing.assert_close(features.states(OBSERVATIONS).hidden, wanted, rtol=1e-5, atol=1e-6)
     features.pairs(OBSERVATIONS, ACTIONS, keep=True)
 

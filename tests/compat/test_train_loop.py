@@ -357,7 +357,5 @@ def test_with_hugging_face_s_accelerator(folder: Path) -> None:
 
 
 def test_filtered_cloning_has_no_critic_to_share(folder: Path) -> None:
-    with pytest.raises(
-        ValueError, match="mode: wanted 'exact' for online_filteredbc"
-    ):
+    with pytest.raises(ValueError, match="mode: wanted 'exact' for online_filteredbc"):
         run(make_agent(folder), iterations=1, agent_type="online_filteredbc", mode="shared")

@@ -29,7 +29,8 @@ class SharedCritic(nn.Module):
     def __init__(self, features: TextFeatures) -> None:
         super().__init__()
         self.features = features
-        generator = torch.Generator().manual_seed(torch.initial_seed())  # no number is drawn from torch's own
+        # torch's seed, not its generator: a resumed run draws what it would have drawn, and a target equals its critic.
+        generator = torch.Generator().manual_seed(torch.initial_seed())
         self.heads = ValueHeads(features.hidden_size, CriticConfig(), generator).to(features.device)
         self.register_buffer("trunk_fingerprint", torch.tensor(features.trunk.fingerprint()))
         self.register_load_state_dict_pre_hook(_check_loaded)  # type: ignore[no-untyped-call]
@@ -130,7 +131,6 @@ def share_trunk(agent: Any) -> None:
         raise ValueError(f'mode="shared": {reason}') from reason
     features = TextFeatures(agent)
     agent.critic, agent.target_critic = SharedCritic(features), SharedCritic(features).requires_grad_(False)
-    agent.target_critic.load_state_dict(agent.critic.state_dict())
     print(
         'archer_fast: mode="shared": the critic\'s encoder is replaced by the frozen start policy; '
         "its numbers are not the original's"
