@@ -5,24 +5,28 @@ from __future__ import annotations
 import copy
 import difflib
 import logging
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import safetensors
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
+from transformers.pytorch_utils import Conv1D
 
+from archer_fast.adapter_folder import base_of, merged
 from archer_fast.attention import Layout, PackedLayout, choose_impl
 from archer_fast.config import AttentionImpl
 
 logger = logging.getLogger(__name__)
 
 _ATTENTION_NAME = "archer_fast"
+_ADAPTER = re.compile(r"\.lora_(A|B)\.")
 
 
 def _packed_attention(
@@ -50,6 +54,13 @@ def _packed_attention(
     return layout.attend(cast(int, module.layer_idx), q, k, v, scale, sliding_window)[None], None
 
 
+class AdapterSwitch(Protocol):
+    """The adapters in a model (adapters.py)."""
+
+    def activate(self, name: str | None) -> None:
+        """Let this one act in the passes to come; None: the model without any."""
+
+
 class Backbone(nn.Module):
     """One causal LM and its tokenizer: packed hidden states, and the vocabulary matrix apart.
 
@@ -61,6 +72,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
+        self.adapters: AdapterSwitch | None = None  # in the model, where there are any
+        self.adapter: str | None = None  # the one that acts in this backbone's passes
         _fuse_activations(model)
         parameter = next(model.parameters())
         self.attention_impl = choose_impl(attention, parameter.device, parameter.dtype)
@@ -107,6 +120,8 @@ class Backbone(nn.Module):
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
         """input_ids, position_ids [T] -> the last layer's hidden states after the final norm, [T, H]."""
+        if self.adapters is not None:
+            self.adapters.activate(self.adapter)
         out = self.model.base_model(
             input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, layout=layout
         )
@@ -114,9 +129,28 @@ class Backbone(nn.Module):
 
     def frozen_copy(self) -> Backbone:
         """The same weights now, never trained: the reference policy and the frozen critic trunk."""
-        twin = Backbone(copy.deepcopy(self.model), self.tokenizer, self.attention_impl)
+        model = copy.deepcopy(self.model)
+        if self.adapters is not None:
+            _drop_adapters(model)
+        twin = Backbone(model, self.tokenizer, self.attention_impl)
         twin.requires_grad_(False)
         return twin
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """The model's own: those of adapters in it belong to whoever adapts."""
+        for name, parameter in super().named_parameters(*args, **kwargs):
+            if self.adapters is None or not _ADAPTER.search(name):
+                yield name, parameter
+
+    def linear_layers(self) -> list[str]:
+        """Names of the linear layers that an adapter may change: all but the lm_head's, the last part of each."""
+        head = self.model.get_output_embeddings()
+        found = {
+            name.rpartition(".")[2]
+            for name, module in self.model.named_modules()
+            if isinstance(module, (nn.Linear, Conv1D)) and module is not head
+        }
+        return sorted(found)
 
     @torch.no_grad()
     def check_logits(self, name: str) -> None:
@@ -138,8 +172,9 @@ class Backbone(nn.Module):
             )
 
     def fingerprint(self) -> int:
-        """A checksum of every weight's name and bits: equal for equal weights, whatever file they came from."""
-        return fingerprint(self.named_parameters())
+        """A checksum of every weight's name and bits: equal for equal weights, whatever file they came from and
+        whether or not others adapt them."""
+        return fingerprint((name.replace(".base_layer.", "."), p) for name, p in self.named_parameters())
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder (safetensors, config, tokenizer) that any tool of that world loads."""
@@ -151,12 +186,29 @@ class Backbone(nn.Module):
         finally:
             config._attn_implementation = _ATTENTION_NAME
 
+    @torch.no_grad()
+    def restore(self, folder: Path) -> None:
+        """Set the weights to those that `save` wrote there; ValueError where they are not of this model's shape."""
+        try:
+            saved = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=self.model.dtype)
+            self.model.load_state_dict(saved.state_dict())
+        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+            raise ValueError(f"{folder}: wanted the weights of this model: {error}") from error
+
 
 def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> int:
     """A checksum of names and bits."""
     names, tensors = zip(*weights, strict=True)
     hashes = torch.stack([torch.hash_tensor(p.detach()) for p in tensors])
     return zlib.crc32("".join(names).encode() + hashes.cpu().numpy().tobytes())
+
+
+def _drop_adapters(model: nn.Module) -> None:
+    """Put the layers that peft has wrapped back in their places."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(base := getattr(child, "base_layer", None), nn.Module):
+                setattr(parent, name, base)
 
 
 def _fuse_activations(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
@@ -209,11 +261,15 @@ def load_backbone(
 ) -> tuple[Backbone, int]:
     """Load a local folder or hub name; return it with the id of the token that ends an action.
 
+    Where the folder holds a LoRA adapter, its base is loaded and the adapter merged into it.
     Errors: ValueError where nothing loads from that name, or where the tokenizer has no stop token.
     """
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name_or_path)
-        model = transformers.AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
+        base = base_of(Path(name_or_path))
+        model = transformers.AutoModelForCausalLM.from_pretrained(base or name_or_path, dtype=dtype)
+        if base is not None:
+            model = merged(model, Path(name_or_path))
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         near = _nearest_folder(name_or_path)
         raise ValueError(f"model: nothing loads from {name_or_path!r}{near}: {error}") from error

@@ -39,10 +39,10 @@ class BestPolicy:
         self.found = (iteration, evaluation.mean_return, evaluation.standard_error)
         replace_folder(self.folder, write)
 
-    def give_back(self, saved: Backbone) -> str:
-        """Set the actor to `saved`, loaded from `folder`, and its optimizer to what lies there; says which."""
+    def give_back(self) -> str:
+        """Set the actor and its optimizer to what lies in `folder`; says which."""
         assert self.found is not None
-        self.actor.load_state_dict(saved.state_dict())
+        self.actor.restore(self.folder)
         file = self.folder / OPTIMIZER
         self.step.load_state_tensors(safetensors.torch.load_file(file) if file.exists() else {})
         iteration, mean, error = self.found

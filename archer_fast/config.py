@@ -13,7 +13,7 @@ from typing import Any, Literal
 # No module of ours is imported here: whoever only asks for settings (`--help`) should not wait for torch.
 
 AttentionImpl = Literal["auto", "flash_attention_2", "varlen", "sdpa", "reference"]
-TrunkMode = Literal["frozen", "shared", "separate"]
+TrunkMode = Literal["frozen", "shared", "lora", "separate"]
 Algorithm = Literal["archer", "ppo", "reinforce", "filtered-bc"]
 ValueTarget = Literal["behaviour", "resample", "expectile"]
 ActorData = Literal["replay", "on_policy"]
@@ -83,6 +83,21 @@ class TinyModel:
 
 
 @dataclass(slots=True)
+class LoRAConfig:
+    """Adapters that train instead of the weights (arXiv 2106.09685): actor, critic and start policy share one base."""
+
+    rank: int = 0
+    """Rank of an adapter's matrices; 0: no adapters, all weights train."""
+    alpha: float = 32.0
+    """An adapter's product is multiplied by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers that are adapted, e.g. `q_proj v_proj`; none: all of them but the lm_head."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, rank=0, alpha=0)
+
+
+@dataclass(slots=True)
 class ModelConfig:
     """The policy that is trained."""
 
@@ -90,6 +105,8 @@ class ModelConfig:
     """A local folder or hub name of any causal LM; None builds and warm-starts the tiny embedded model."""
     tiny: TinyModel = field(default_factory=TinyModel)
     """Sizes of the embedded default model."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """Adapters in place of training all weights."""
     stop_token: str | None = None
     """Text of the one token that ends an action; None: the tokenizer's end-of-sequence token."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -192,7 +209,8 @@ class CriticConfig:
 
     trunk: TrunkMode = "frozen"
     """`frozen`: features of the start policy, computed once and cached; `shared`: the critic's gradient
-    reaches the actor's backbone; `separate`: a trunk of its own, trained with the heads."""
+    reaches the actor's backbone (its adapter, where `model.lora.rank` is above 0); `lora`: an adapter of the critic's
+    own on the start policy, like `model.lora`; `separate`: a trunk of its own, trained with the heads."""
     value_target: ValueTarget = "behaviour"
     """a' of V's target Qbar(s, a'): the action that was taken (SARSA), or a fresh sample of the policy a draw (the
     paper); `expectile`: the action that was taken, and V an upper expectile of Qbar (IQL, arXiv 2110.06169)."""
@@ -212,7 +230,7 @@ class CriticConfig:
     lr: float = 1e-3
     """Learning rate of the heads."""
     trunk_lr: float = 1e-3
-    """Learning rate of a `shared` or `separate` trunk."""
+    """Learning rate of a `shared`, `lora` or `separate` trunk."""
     gamma: float = 0.95
     """Discount a turn."""
     tau: float = 0.1
@@ -458,6 +476,8 @@ class Config:
 
     def __post_init__(self) -> None:
         _at_least(self, iterations=0, seed=0, checkpoint_every=1, max_skipped_steps=1)
+        if self.algorithm == "archer" and self.critic.trunk == "lora" and self.model.lora.rank == 0:
+            raise ValueError("model.lora.rank: wanted at least 1 where critic.trunk is 'lora', got 0")
         if self.rollout.best_of > 1 and self.algorithm != "archer":
             raise ValueError(f"rollout.best_of: wanted 1 without a turn critic ({self.algorithm})")
         if self.rollout.iterations is not None and self.algorithm == "archer" and self.actor.data == "on_policy":

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from archer_fast.adapters import AdaptedBackbone
 from archer_fast.backbone import Backbone
 from archer_fast.batch import PackedBatch, TreeBatch, repeated_actions, repeated_branches
-from archer_fast.config import CriticConfig
+from archer_fast.config import CriticConfig, LoRAConfig
 from archer_fast.ops import linear_logprobs, polyak_
 
 TURN_BUCKETS = 64  # turn indices the heads tell apart; later turns share the last
@@ -132,23 +133,30 @@ class TurnCritic(nn.Module):
     """Online and target heads, and the trunk they read.
 
     trunk `frozen`: the start policy, which is also the reference (no copy); `shared`: the actor's backbone;
-    `separate`: a copy of the start policy that the critic trains, with a target copy of its own.
+    `lora`: an adapter on the start policy that the critic trains, and a target adapter; `separate`: a copy of the
+    start policy that the critic trains, with a target copy of its own.
     """
 
     _actor: Backbone
     _reference: Backbone
 
-    def __init__(self, config: CriticConfig, actor: Backbone, reference: Backbone, seed: int) -> None:
+    def __init__(
+        self, config: CriticConfig, actor: Backbone, reference: Backbone, seed: int, lora: LoRAConfig | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         generator = torch.Generator().manual_seed(seed)
         self.heads = ValueHeads(actor.hidden_size, config, generator).to(actor.device)
         self.target_heads = copy.deepcopy(self.heads).requires_grad_(False)
-        self.separate_trunk: Backbone | None = None
+        self.own_trunk: Backbone | None = None
         self.target_trunk: Backbone | None = None
         if config.trunk == "separate":
-            self.separate_trunk = reference.frozen_copy().requires_grad_(True)
+            self.own_trunk = reference.frozen_copy().requires_grad_(True)
             self.target_trunk = reference.frozen_copy()
+        elif config.trunk == "lora":
+            assert lora is not None  # Config sees to it
+            self.own_trunk = AdaptedBackbone(reference, "critic", lora, seed=seed)
+            self.target_trunk = AdaptedBackbone(reference, "target_critic", lora, seed=seed).requires_grad_(False)
         # Borrowed, not owned: not in state_dict(), not moved with this module.
         object.__setattr__(self, "_actor", actor)
         object.__setattr__(self, "_reference", reference)
@@ -157,8 +165,8 @@ class TurnCritic(nn.Module):
     @property
     def trunk(self) -> Backbone:
         """The backbone whose hidden states the online heads read."""
-        if self.separate_trunk is not None:
-            return self.separate_trunk
+        if self.own_trunk is not None:
+            return self.own_trunk
         if self.config.trunk == "shared":
             return self._actor
         return self._reference
@@ -172,15 +180,15 @@ class TurnCritic(nn.Module):
         return [p for p in self.trunk.parameters() if p.requires_grad] if self.trains_trunk else []
 
     def update_targets(self) -> None:
-        """target <- (1 - tau) target + tau online, heads and a separate trunk alike."""
+        """target <- (1 - tau) target + tau online, heads and a trunk of its own alike."""
         polyak_(self._target, self._online, self.config.tau)
 
 
 def _pairs(critic: TurnCritic) -> tuple[list[Tensor], list[Tensor]]:
     online: list[Tensor] = [*critic.heads.parameters()]
     target: list[Tensor] = [*critic.target_heads.parameters()]
-    if critic.separate_trunk is not None and critic.target_trunk is not None:
-        online += critic.separate_trunk.parameters()
+    if critic.own_trunk is not None and critic.target_trunk is not None:
+        online += critic.own_trunk.parameters()
         target += critic.target_trunk.parameters()
     return online, target
 

@@ -66,6 +66,12 @@ AGENTS = {
         "filtered-bc", {"filtered_bc.share": 0.1}, "the preset filtered-bc under all that follows"
     ),
 }
+# Its adapters: layers of Llama and Mistral.
+LORA: dict[str, Any] = {
+    "model.lora.rank": 16,
+    "model.lora.alpha": 32.0,
+    "model.lora.targets": ("q_proj", "k_proj", "v_proj", "o_proj"),
+}
 _NO_SECRETS = "a secret, which no config should hold"
 _OLDER = "read by older versions of the original alone"
 # Keys of the original that are not converted, and why.
@@ -79,7 +85,6 @@ LEFT_OUT: dict[str, str] = {
     "env_load_path": "tasks come with what they need; Twenty Questions is answered from a table of facts",
     "env_idx": "each game draws what is hidden by its seed; options of the task can narrow it",
     "do_sample": "training games are always sampled",
-    "use_lora": "there are no adapters: all weights of the policy are trained",
     "use_baseline": "the original's run.py does not read it; --actor.token-baseline is the paper's",
     "dropout": "dropout is always off: log-probs must be those of the sampler",
     "TEMPLATE": "there is no prompt but the task's own text",
@@ -195,6 +200,11 @@ def _model(keys: _Keys) -> list[Taken]:
     if "use_bfloat16" in keys.given:
         dtype = "bfloat16" if keys.flag("use_bfloat16") else "float32"
         taken.append(Taken(keys.said("use_bfloat16"), {"model.dtype": dtype}))
+    if "use_lora" in keys.given:
+        settings, note = {"model.lora.rank": 0}, ""
+        if keys.flag("use_lora"):
+            settings, note = LORA, "without its dropout, so that log-probs are those of the sampler"
+        taken.append(Taken(keys.said("use_lora"), settings, note))
     return taken
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from archer_fast import _C
+from archer_fast.adapters import AdaptedBackbone
 from archer_fast.algorithms import make_learner
 from archer_fast.algorithms.archer import Archer
 from archer_fast.backbone import Backbone, choose_device, load_backbone
@@ -76,7 +77,7 @@ class RunState:
         self.best = BestPolicy(
             folder.best, actor, self.learner.actor_step, keeps_optimizer=config.collapse.action == "restore"
         )
-        self.collapse = CollapseResponse(config.collapse, self._restore_best, watcher.message)
+        self.collapse = CollapseResponse(config.collapse, self.best.give_back, watcher.message)
         self.loggers: Loggers
 
     # -- start and resume --------------------------------------------------------------------------
@@ -101,7 +102,7 @@ class RunState:
                 feature_bytes=FeatureLayout.of(start).row_bytes if config.keeps_features else 0,
                 max_feature_memory=config.buffer.max_feature_memory,
             )
-            run = cls(config, folder, watcher, start, start.frozen_copy(), stop_token_id, buffer)
+            run = cls(config, folder, watcher, start, _actor(config, folder, start), stop_token_id, buffer)
         resumed = run.iteration if run.iteration else None
         run.loggers = Loggers(folder.path, config.log, config=to_dict(config), resumed=resumed)
         run._describe()
@@ -118,13 +119,18 @@ class RunState:
         if checkpoint.best.is_dir():  # best/ may be of a later iteration, which is now run again
             copy_folder(checkpoint.best, folder.best)
         start, stop_token_id = _load(config, folder.start, device)
-        actor, _ = _load(config, checkpoint.policy, device)
+        start.requires_grad_(False)
+        actor = _actor(config, folder, start)
+        try:
+            actor.restore(checkpoint.policy)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
         try:
             buffer = TrajectoryBuffer.load(checkpoint.buffer, max_feature_memory=config.buffer.max_feature_memory)
         except (OSError, ValueError) as error:
             raise CheckpointError(str(error)) from error
         try:
-            run = cls(config, folder, watcher, start.requires_grad_(False), actor, stop_token_id, buffer)
+            run = cls(config, folder, watcher, start, actor, stop_token_id, buffer)
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.buffer}: {error}") from error
         generator = checkpoint.tensors.pop("generator", None)
@@ -154,10 +160,13 @@ class RunState:
 
     def _describe(self) -> None:
         """Say what really runs."""
-        parameters = sum(p.numel() for p in self.actor.parameters())
+        trained = sum(p.numel() for p in self.actor.parameters())
+        parameters = sum(p.numel() for p in self.actor.model.parameters())
         say = self.watcher.message
         say(f"algorithm {self.config.algorithm}")
         say(f"task {self.config.task.name} {json.dumps(self.config.task.options)}, {parameters:,} parameters")
+        if rank := self.config.model.lora.rank:
+            say(f"adapters of rank {rank} on one base: the actor trains {trained:,} parameters")
         say(f"device {self.actor.device}, {torch.get_num_threads()} threads, attention {self.actor.attention_impl}")
         if self.config.algorithm == "archer":
             say(
@@ -267,8 +276,9 @@ class RunState:
         last = self._evaluate(games, final=True)
         replace_folder(self.folder.final, self.actor.save)
         greedy = self._evaluate(games, greedy=True, final=True)
-        best_policy, _ = _load(self.config, self.folder.best, self.actor.device)
-        best = self._evaluate(games, policy=best_policy, final=True)
+        self.actor.restore(self.folder.best)
+        best = self._evaluate(games, final=True)
+        self.actor.restore(self.folder.final)
         if last.mean_return >= best.mean_return:
             best = last
             self.best.keep(self.iteration, last)
@@ -293,14 +303,13 @@ class RunState:
         games: int,
         *,
         greedy: bool = False,
-        policy: Backbone | None = None,
         final: bool = False,
         alone: bool = False,
     ) -> Evaluation:
         """`final`: on games of their own, not those by which the best policy was chosen; `alone`: no critic chooses."""
         self.watcher.phase("evaluate", games)
         evaluation = evaluate_policy(
-            policy if policy is not None else self.actor,
+            self.actor,
             self.stop_token_id,
             self.config.task,
             self.config.rollout,
@@ -321,13 +330,16 @@ class RunState:
         assert isinstance(self.learner, Archer)  # Config sees to it
         return BestOfEngine(engine, self.config.rollout.best_of, self.learner.score)
 
-    def _restore_best(self) -> str:
-        saved, _ = _load(self.config, self.folder.best, self.actor.device)
-        return self.best.give_back(saved)
-
     def _show(self, path: Path, evaluation: Evaluation) -> None:
         games = [render_game(game, self.actor.tokenizer) for game in evaluation.trajectories[:GAMES_SHOWN]]
         write_text(path, "\n\n".join(games) + "\n")
+
+
+def _actor(config: Config, folder: RunFolder, start: Backbone) -> Backbone:
+    """What trains: an adapter on the start policy, or a copy of it."""
+    if config.model.lora.rank:
+        return AdaptedBackbone(start, "actor", config.model.lora, seed=config.seed, home=folder.start.absolute())
+    return start.frozen_copy()
 
 
 def _load(config: Config, path: Path, device: torch.device) -> tuple[Backbone, int]:

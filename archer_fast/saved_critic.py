@@ -52,7 +52,7 @@ def load_saved_critic(
     attention: AttentionImpl = "auto",
     stop_token: str | None = None,
 ) -> SavedCritic:
-    """The critic with the checkpoint's weights, its trunk `frozen`, `shared` or `separate` as the run had it.
+    """The critic with the checkpoint's weights, its trunk as the run had it.
 
     Errors: ValueError where the run's algorithm has no turn critic; CheckpointError where the folder is damaged.
     """
@@ -67,7 +67,7 @@ def load_saved_critic(
         str(saved.policy), device=device, dtype=dtype, attention=attention, stop_token=stop_token
     )
     reference, _ = load_backbone(str(start), device=device, dtype=dtype, attention=attention, stop_token=stop_token)
-    critic = TurnCritic(config.critic, policy, reference.requires_grad_(False), seed=0)
+    critic = TurnCritic(config.critic, policy, reference.requires_grad_(False), seed=0, lora=config.model.lora)
     _load_weights(critic, weights, checkpoint)
     return SavedCritic(critic.requires_grad_(False), policy.requires_grad_(False), stop_token_id)
 

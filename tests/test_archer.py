@@ -303,13 +303,13 @@ def test_every_mode_learns_and_moves_what_it_should(make_lm: MakeLM, trunk: str,
     learner.insert(random_games(6), Meters())
     learner.insert(random_games(3, seed=1), Meters())
     heads, actor = weights_of(learner.critic.heads), weights_of(learner.actor)
-    reference, separate = weights_of(learner.reference), weights_of(learner.critic.separate_trunk)
+    reference, separate = weights_of(learner.reference), weights_of(learner.critic.own_trunk)
     steps: list[str] = []
     meters = Meters()
     learner.update_critic(meters, lambda: steps.append("critic"))
     assert differ(heads, weights_of(learner.critic.heads))
     assert differ(actor, weights_of(learner.actor)) == (trunk == "shared")
-    assert differ(separate, weights_of(learner.critic.separate_trunk)) == (trunk == "separate")
+    assert differ(separate, weights_of(learner.critic.own_trunk)) == (trunk == "separate")
     heads, actor = weights_of(learner.critic.heads), weights_of(learner.actor)
     learner.update_actor(meters, lambda: steps.append("actor"))
     assert differ(actor, weights_of(learner.actor))
@@ -349,8 +349,8 @@ def test_the_penalty_is_against_the_start_policy_whatever_the_trunk(make_lm: Mak
     with torch.no_grad():
         for p in learner.critic.heads.q.parameters():
             p.zero_()
-        if learner.critic.separate_trunk is not None:  # a trunk that has gone far away must not be the reference
-            for p in learner.critic.separate_trunk.parameters():
+        if learner.critic.own_trunk is not None:  # a trunk that has gone far away must not be the reference
+            for p in learner.critic.own_trunk.parameters():
                 p.mul_(0.5)
     learner.insert(random_games(), Meters())
 
@@ -602,7 +602,7 @@ def test_games_that_lack_features_are_read_again(make_lm: MakeLM) -> None:
 
 
 def all_weights(learner: Archer) -> list[Tensor]:
-    return weights_of(learner.critic.heads, learner.actor, learner.critic.separate_trunk)
+    return weights_of(learner.critic.heads, learner.actor, learner.critic.own_trunk)
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)

@@ -181,7 +181,7 @@ def test_a_broken_config_names_file_and_place(tmp_path: Path, text: str, message
         ("--iteration 3", ["Unrecognized options: --iteration", "--iterations INT"]),
         ("--actor.learning-rate 3", ["Unrecognized options: --actor.learning-rate"]),
         ("extra", ["Unrecognized options: extra"]),
-        ("--critic.trunk frozn", ["'frozn'", "--critic.trunk", "'frozen', 'shared', 'separate'"]),
+        ("--critic.trunk frozn", ["'frozn'", "--critic.trunk", "'frozen', 'shared', 'lora', 'separate'"]),
         ("--log csv", ["'csv'", "--log", "'tensorboard', 'wandb'"]),
         ("--iterations three", ["--iterations INT", "'three'"]),
         ("--actor.lr fast", ["--actor.lr FLOAT", "'fast'"]),

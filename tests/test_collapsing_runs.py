@@ -91,18 +91,23 @@ def test_a_collapsed_actor_gets_its_best_policy_back(tmp_path: Path, monkeypatch
     """The first step is a careful one, whose policy is the best there is; then they are absurd."""
     runs: list[RunState] = []
     best: list[dict[str, torch.Tensor]] = []
-    evaluate, restore, play = RunState.evaluate_if_due, RunState._restore_best, RunState.play_games
+    num_restored = 0
+    evaluate, restore, play = RunState.evaluate_if_due, BestPolicy.give_back, RunState.play_games
 
     def evaluate_and_remember(run: RunState) -> dict[str, float]:
         row = evaluate(run)
+        runs.append(run)
         best.append(state_of_actor(run))
         return row
 
-    def check_and_restore(run: RunState) -> str:
-        runs.append(run)
+    def check_and_restore(policy: BestPolicy) -> str:
+        nonlocal num_restored
+        num_restored += 1
+        run = runs[-1]
+        assert run.best is policy
         others, step, games = state_of_others(run), run.learner.actor_step, len(run.learner.buffer)
         num_steps, collapsed = step.num_steps, state_of_actor(run)
-        words = restore(run)
+        words = restore(policy)
         assert words == f"the actor is again that of iteration 1 (return {run.best.found[1]:.2f} ± 0.00)"  # type: ignore[index]
         assert_equal(state_of_actor(run), best[0])
         assert not torch.equal(collapsed["model.lm_head.weight"], best[0]["model.lm_head.weight"])
@@ -120,11 +125,11 @@ def test_a_collapsed_actor_gets_its_best_policy_back(tmp_path: Path, monkeypatch
             best.keep(iteration, replace(evaluation, standard_error=0.0))
 
     monkeypatch.setattr(RunState, "evaluate_if_due", evaluate_and_remember)
-    monkeypatch.setattr(RunState, "_restore_best", check_and_restore)
+    monkeypatch.setattr(BestPolicy, "give_back", check_and_restore)
     monkeypatch.setattr(RunState, "play_games", play_and_hurry)
     monkeypatch.setattr(BestPolicy, "keep_if_better", keep_the_first)
     summary = run(config_of(tmp_path, "restore", warmup=0, iterations=3))
-    assert len(runs) == summary["restores"] == 1
+    assert num_restored == summary["restores"] == 1
     assert "restore 1 of 3: the actor is again that of iteration 1" in summary["collapses"][1]
     assert_equal(of_policy(tmp_path / "final"), of_policy(tmp_path / "best"))
 

@@ -82,7 +82,8 @@ def test_what_a_task_is_usually_played_with() -> None:
         ({"warm_start": {"enabled": "no"}}, "config.warm_start.enabled: wanted bool, got 'no'"),
         (
             {"critic": {"trunk": "frozn"}},
-            "config.critic.trunk: wanted one of 'frozen', 'shared', 'separate', got 'frozn'; did you mean 'frozen'?",
+            "config.critic.trunk: wanted one of 'frozen', 'shared', 'lora', 'separate', "
+            "got 'frozn'; did you mean 'frozen'?",
         ),
         ({"log": "wandb"}, "config.log: wanted a list, got 'wandb'"),
         ({"log": ["wandb", "csv"]}, "config.log[1]: wanted one of 'tensorboard', 'wandb', got 'csv'"),

@@ -201,8 +201,8 @@ def test_which_weights_get_the_critics_gradient(make_lm: MakeLM, trunk: Any) -> 
     assert moved(actor) == (inner if trunk == "shared" else set())
     assert moved(reference) == moved(critic.target_heads) == set()
     if trunk == "separate":
-        assert critic.separate_trunk is critic.trunk and critic.target_trunk is not None
-        assert moved(critic.separate_trunk) == inner
+        assert critic.own_trunk is critic.trunk and critic.target_trunk is not None
+        assert moved(critic.own_trunk) == inner
         assert moved(critic.target_trunk) == set()
 
     trained = {id(p) for p in critic.trained_trunk_parameters()}
@@ -228,7 +228,7 @@ def test_a_separate_trunk_begins_as_the_reference(make_lm: MakeLM) -> None:
     critic, _, reference = make_critic(make_lm, trunk="separate")
     batch = batch_of(random_games())
     wanted = read_games(reference, batch, 1.0)
-    for trunk in (critic.separate_trunk, critic.target_trunk):
+    for trunk in (critic.own_trunk, critic.target_trunk):
         assert trunk is not None and trunk is not reference
         assert torch.equal(read_games(trunk, batch, 1.0).action.hidden, wanted.action.hidden)
 
@@ -239,8 +239,8 @@ def test_targets_follow_by_polyak(make_lm: MakeLM, trunk: Any, tau: float) -> No
     critic, _, _ = make_critic(make_lm, trunk=trunk, tau=tau)
     pairs = [(critic.heads, critic.target_heads)]
     if trunk == "separate":
-        assert critic.separate_trunk is not None and critic.target_trunk is not None
-        pairs.append((critic.separate_trunk, critic.target_trunk))
+        assert critic.own_trunk is not None and critic.target_trunk is not None
+        pairs.append((critic.own_trunk, critic.target_trunk))
     online = [p for source, _ in pairs for p in source.parameters()]
     target = [p for _, copied in pairs for p in copied.parameters()]
     for p, q in zip(online, target, strict=True):

@@ -69,9 +69,9 @@ def with_action(states: MeasuredStates, s: int, k: int) -> Trajectory:
 def test_every_action_is_valued_as_in_a_game_of_its_own(make_lm: MakeLM, trunk: Any, pessimistic: bool) -> None:
     actor, reference = Backbone(make_lm(seed=1), None), Backbone(make_lm(seed=2), None)
     critic = TurnCritic(CriticConfig(trunk=trunk, hidden_size=16), actor, reference, seed=3)
-    if critic.separate_trunk is not None:
+    if critic.own_trunk is not None:
         with torch.no_grad():
-            for parameter in critic.separate_trunk.parameters():
+            for parameter in critic.own_trunk.parameters():
                 parameter.mul_(1.1)
     states = measured()
 

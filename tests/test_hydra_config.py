@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from archer_fast.cli_args import parse_train
-from archer_fast.config import Config, from_dict, to_dict
+from archer_fast.config import Config, LoRAConfig, from_dict, to_dict
 from archer_fast.hydra_config import DEFAULTS, LEFT_OUT, convert_config
 from archer_fast.presets import with_preset
 
@@ -154,7 +154,7 @@ def test_every_key_is_answered_for_and_no_secret_is_told(write: Any) -> None:
     taken = {name for source, _, _ in converted.taken for name in source.replace(" = ", ", ").split(", ")}
     keys = {line.partition(":")[0].strip() for line in (DEFAULT + ARCHER_20Q).splitlines() if ":" in line}
     assert keys - {"defaults"} - taken == set(converted.left_out) - {"critc_lm", "api_secret"}
-    assert {"huggingface_token", "wandb_key", "checkpoint_path", "critic_lm", "use_lora"} < set(converted.left_out)
+    assert {"huggingface_token", "wandb_key", "checkpoint_path", "critic_lm"} < set(converted.left_out)
     assert SECRET not in repr(converted)
 
 
@@ -167,7 +167,7 @@ def test_a_large_policy(write: Any) -> None:
     assert (config.critic.epochs, config.actor.epochs, config.rollout.games) == (20, 1, 32)
     assert (config.rollout.max_new_tokens, config.buffer.max_tokens) == (64, 5000 * 20 * 96)
     assert converted.left_out["checkpoint_path"] == "nothing was asked for"
-    assert converted.left_out["use_lora"].startswith("there are no adapters")
+    assert config.model.lora == LoRAConfig(rank=16, alpha=32, targets=("q_proj", "k_proj", "v_proj", "o_proj"))
     assert "prompt for Mistral is not added" in converted.taken[0].note
 
 

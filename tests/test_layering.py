@@ -71,7 +71,9 @@ ARROWS: dict[str, set[str]] = {
     "collapse_response": {"collapse", "config"},
     # right of pack: tensors, no environments
     "attention": {"config"},
-    "backbone": {"attention", "config"},
+    "adapter_folder": set(),
+    "backbone": {"adapter_folder", "attention", "config"},
+    "adapters": {"adapter_folder", "backbone", "config"},
     "tiny_model": {"backbone", "config"},
     "batch": {"attention", "packing"},
     "ops": {"_C", "kernels"},
@@ -79,7 +81,7 @@ ARROWS: dict[str, set[str]] = {
     "meters": set(),
     "optim": {"meters"},
     "actor": {"attention", "backbone", "batch", "config", "ops"},
-    "critic": {"backbone", "batch", "config", "ops"},
+    "critic": {"adapters", "backbone", "batch", "config", "ops"},
     "turn_features": {"backbone", "buffer_records", "critic", "staging"},
     "device_staging": {"staging"},
     "rollout.kv_cache": {"attention"},
@@ -133,6 +135,7 @@ ARROWS: dict[str, set[str]] = {
     "watcher": set(),
     "start_policy": {"backbone", "checkpoint", "config", "envs", "evaluation", "tiny_model", "warm_start", "watcher"},
     "run_state": {
+        "adapters",
         "_C",
         "algorithms",
         "backbone",
@@ -243,7 +246,7 @@ KNOWN_ONLY_BY = {
     "google_crc32c": {"sealed_file", "segment_manifest"},
     "flash_attn": {"attention"},
     "triton": {"ops", "compile_report"},
-    "peft": {"compat"},
+    "peft": {"adapter_folder", "compat"},
     "yaml": {"hydra_config"},
 }
 

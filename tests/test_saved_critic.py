@@ -96,9 +96,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
         load_saved_critic(find_checkpoint(tmp_path / "a"), config)
     config, _ = write_run(tmp_path / "b", "separate")
     config.critic.trunk = "frozen"
-    with pytest.raises(
-        CheckpointError, match=r"field 'critic.separate_trunk.*': wanted shape None, got \[.*another archer"
-    ):
+    with pytest.raises(CheckpointError, match=r"field 'critic.own_trunk.*': wanted shape None, got \[.*another archer"):
         load_saved_critic(find_checkpoint(tmp_path / "b"), config)
     file = find_checkpoint(tmp_path / "b") / "state.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"?")

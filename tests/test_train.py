@@ -180,7 +180,7 @@ def rows_of(folder: Path) -> list[dict[str, float]]:
 def assert_same_run(left: Path, right: Path) -> None:
     """Bit by bit: policies, critic, moments, features, generator, buffer, counters, metrics."""
     for name in ("start", "best", "final"):
-        mine, other = (safetensors.torch.load_file(x / name / "model.safetensors") for x in (left, right))
+        mine, other = (safetensors.torch.load_file(*(x / name).glob("*model.safetensors")) for x in (left, right))
         assert mine.keys() == other.keys()
         for key, tensor in mine.items():
             assert torch.equal(tensor, other[key]), (name, key)

@@ -56,7 +56,7 @@ class Archer(Learner):
         c, patience = config.critic, config.max_skipped_steps
         self.needs_logprobs = config.actor.loss == "ppo_clip" and config.actor.actions != "fresh"
         self.critic_epochs, self.warmup_iterations = c.epochs, c.warmup_iterations
-        self.critic = TurnCritic(c, actor, reference, seed=config.seed + 1)
+        self.critic = TurnCritic(c, actor, reference, seed=config.seed + 1, lora=config.model.lora)
         self.layout = FeatureLayout.of(reference)
         wanted = 0 if self.critic.trains_trunk else self.layout.row_bytes
         if buffer.feature_bytes != wanted:

@@ -213,9 +213,9 @@ def test_a_step_on_fresh_actions_is_that_of_plain_torch(make_lm: MakeLM, trunk: 
     games = random_games()
     learner.insert(games, Meters())
     learner.update_critic(Meters())
-    if learner.critic.separate_trunk is not None:  # not the reference any more
+    if learner.critic.own_trunk is not None:  # not the reference any more
         with torch.no_grad():
-            for p in learner.critic.separate_trunk.parameters():
+            for p in learner.critic.own_trunk.parameters():
                 p.mul_(0.9)
     fresh = FreshActions(learner, games)
     weights = {name: p.detach().clone() for name, p in learner.actor.named_parameters()}

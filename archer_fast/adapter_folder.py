@@ -1,0 +1,43 @@
+"""Folders that hold a LoRA adapter as peft writes it, and not the model that it adapts."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+WEIGHTS = "adapter_model.safetensors"  # these two are what peft, transformers and vLLM look for
+CONFIG = "adapter_config.json"
+
+
+def import_peft(wanted: str) -> ModuleType:
+    """The package; ValueError where the extra `lora` is missing, which begins with what was wanted."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ValueError(f"{wanted} without the package peft; install it: pip install 'archer-fast[lora]'") from error
+    module: ModuleType = peft
+    return module
+
+
+def base_of(folder: Path) -> str | None:
+    """The folder or hub name of the model that the adapter in `folder` adapts; None where no adapter lies there.
+
+    A run that was moved has it in its own start/.
+    """
+    file = folder / CONFIG
+    if not file.is_file():
+        return None
+    name = str(json.loads(file.read_text())["base_model_name_or_path"])
+    here = [parent / "start" for parent in folder.absolute().parents[:3]]
+    return next((str(path) for path in here if path.is_dir() and not Path(name).exists()), name)
+
+
+def merged(model: Any, folder: Path) -> Any:
+    """`model`, of transformers, with the adapter in `folder` added to its weights for good."""
+    peft = import_peft(f"model: {str(folder)!r} holds an adapter, which nobody reads")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")  # what peft asks a new transformers
+        return peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
