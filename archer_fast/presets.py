@@ -91,7 +91,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # What was tried before the settings above were chosen, all on Twenty Questions with 10 objects (NOTES.md, 2026-11-26).
 TUNING: dict[str, str] = {
-    "archer": "18 settings of 1,152 games, 2 seeds; 3 of other credit; the best again with 2,560",
+    "archer": "18 settings of 1,152 games, 2 seeds; 3 of other credit; the best again with 2,560; 5 more beside it, "
+    "2 seeds, none better by more than noise",
     "archer-exact": "none for this comparison; step sizes of an earlier one",
     "ppo": "18 settings, 14 of them with 2 seeds: games an iteration, epochs, lr, lambda, KL, clip, entropy, value lr",
     "filtered-bc": "20 settings, 16 of them with 2 seeds: share, games, epochs, lr, KL, replay, newest games, batch; "
