@@ -22,6 +22,7 @@ class Adapters:
 
     def __init__(self, model: nn.Module, linear_layers: list[str]) -> None:
         self.model, self.linear_layers = model, linear_layers
+        self._layers: list[Any] = []  # what peft has put in place of linear layers
         self._acting: str | None = None
 
     def add(self, name: str, lora: LoRAConfig, seed: int) -> tuple[Any, dict[str, nn.Parameter]]:
@@ -48,7 +49,10 @@ class Adapters:
             torch.manual_seed(seed)
             peft.inject_adapter_in_model(config, self.model, name)
         self.model.eval()  # what was put in came in training mode
-        self._acting = name
+        layer = peft.tuners.tuners_utils.BaseTunerLayer
+        self._layers = [module for module in self.model.modules() if isinstance(module, layer)]
+        self._acting = None
+        self.activate(name)
         found: dict[str, nn.Parameter] = {}
         for parameter_name, parameter in self.model.named_parameters():
             parameter.requires_grad_(before.get(id(parameter), True))  # peft freezes all but the newest adapter
@@ -58,18 +62,17 @@ class Adapters:
         return config, found
 
     def activate(self, name: str | None) -> None:
-        """Let this adapter act in the passes to come; None: the base alone."""
+        """Let this adapter act in the passes to come; None: the base alone.
+
+        Done as peft's `set_adapter` and `enable_adapters` do it, without what they do beside it, which takes many
+        milliseconds a switch: they freeze whatever does not act.
+        """
         if name == self._acting:
             return
-        flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
-        layer = import_peft("adapters").tuners.tuners_utils.BaseTunerLayer
-        for module in self.model.modules():
-            if isinstance(module, layer):
-                if name is not None:
-                    module.set_adapter(name)
-                module.enable_adapters(name is not None)
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)  # peft freezes what does not act
+        for layer in self._layers:
+            if name is not None:
+                layer._active_adapter = [name]
+            layer._disable_adapters = name is None
         self._acting = name
 
 
