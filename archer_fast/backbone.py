@@ -178,6 +178,7 @@ class Backbone(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder (safetensors, config, tokenizer) that any tool of that world loads."""
+        assert self.adapters is None, "a base is saved before others adapt it"
         config = self.model.config
         config._attn_implementation = "sdpa"
         try:
