@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-WEIGHTS = "adapter_model.safetensors"  # these two are what peft, transformers and vLLM look for
+WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
 
@@ -25,19 +25,30 @@ def import_peft(wanted: str) -> ModuleType:
 def base_of(folder: Path) -> str | None:
     """The folder or hub name of the model that the adapter in `folder` adapts; None where no adapter lies there.
 
-    A run that was moved has it in its own start/.
+    Of a run that was moved it lies in the run's own start/.
     """
     file = folder / CONFIG
     if not file.is_file():
         return None
     name = str(json.loads(file.read_text())["base_model_name_or_path"])
-    here = [parent / "start" for parent in folder.absolute().parents[:3]]
-    return next((str(path) for path in here if path.is_dir() and not Path(name).exists()), name)
+    if not Path(name).is_absolute() or Path(name).exists():
+        return name
+    here = [
+        parent / "start" for parent in folder.absolute().parents[:3]
+    ]  # final/, best/, checkpoints/ITERATION/policy/
+    return next((str(path) for path in here if path.is_dir()), name)
 
 
 def merged(model: Any, folder: Path) -> Any:
-    """`model`, of transformers, with the adapter in `folder` added to its weights for good."""
+    """`model`, of transformers, with the adapter in `folder` added to its weights for good.
+
+    Errors: ValueError where peft is missing, or where the adapter is of another model.
+    """
     peft = import_peft(f"model: {str(folder)!r} holds an adapter, which nobody reads")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")  # what peft asks a new transformers
-        return peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+        try:
+            return peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+        except RuntimeError as error:  # a line a tensor
+            first = next((line.strip() for line in str(error).splitlines() if "mismatch" in line), error)
+            raise ValueError(f"its adapter is of another model than {model.name_or_path!r}: {first}") from error

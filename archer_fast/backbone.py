@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import safetensors
 import torch
@@ -20,6 +20,7 @@ from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from archer_fast.adapter_folder import base_of, merged
+from archer_fast.adapters import Adapters
 from archer_fast.attention import Layout, PackedLayout, choose_impl
 from archer_fast.config import AttentionImpl
 
@@ -54,13 +55,6 @@ def _packed_attention(
     return layout.attend(cast(int, module.layer_idx), q, k, v, scale, sliding_window)[None], None
 
 
-class AdapterSwitch(Protocol):
-    """The adapters in a model (adapters.py)."""
-
-    def activate(self, name: str | None) -> None:
-        """Let this one act in the passes to come; None: the model without any."""
-
-
 class Backbone(nn.Module):
     """One causal LM and its tokenizer: packed hidden states, and the vocabulary matrix apart.
 
@@ -72,7 +66,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
-        self.adapters: AdapterSwitch | None = None  # in the model, where there are any
+        self.adapters: Adapters | None = None  # in the model, where there are any
         self.adapter: str | None = None  # the one that acts in this backbone's passes
         _fuse_activations(model)
         parameter = next(model.parameters())
@@ -193,7 +187,7 @@ class Backbone(nn.Module):
         try:
             saved = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=self.model.dtype)
             self.model.load_state_dict(saved.state_dict())
-        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
             raise ValueError(f"{folder}: wanted the weights of this model: {error}") from error
 
 

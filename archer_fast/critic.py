@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from archer_fast.adapters import AdaptedBackbone
+from archer_fast.adapted_backbone import AdaptedBackbone
 from archer_fast.backbone import Backbone
 from archer_fast.batch import PackedBatch, TreeBatch, repeated_actions, repeated_branches
 from archer_fast.config import CriticConfig, LoRAConfig

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from archer_fast import _C
-from archer_fast.adapters import AdaptedBackbone
+from archer_fast.adapted_backbone import AdaptedBackbone
 from archer_fast.algorithms import make_learner
 from archer_fast.algorithms.archer import Archer
 from archer_fast.backbone import Backbone, choose_device, load_backbone

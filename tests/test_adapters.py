@@ -18,7 +18,8 @@ from test_backbone import FAMILIES, pack, random_sequences
 from test_train import Listener, assert_same_run, run, tiny_config
 from torch import Tensor
 
-from archer_fast.adapters import AdaptedBackbone
+from archer_fast.adapted_backbone import AdaptedBackbone
+from archer_fast.adapter_folder import base_of
 from archer_fast.backbone import Backbone, load_backbone
 from archer_fast.checkpoint import CheckpointError, list_checkpoints
 from archer_fast.config import Config, CriticConfig, LoRAConfig, ModelConfig
@@ -72,6 +73,9 @@ def test_an_adapted_base_is_the_model_that_peft_reads_from_its_folder(
     torch.testing.assert_close(got.log_softmax(-1), wanted.log_softmax(-1), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(got, hidden(base) @ base.lm_head_weight.T, atol=0.1)
 
+    by_name = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "adapter", attn_implementation="eager")
+    for s in random_sequences(37):
+        torch.testing.assert_close(by_name(input_ids=s[None]).logits, alone(input_ids=s[None]).logits)
     merged, _ = load_backbone(str(tmp_path / "adapter"), stop_token="\n")
     assert merged.model.__class__ is model.__class__ and not any("lora" in n for n, _ in merged.named_parameters())
     torch.testing.assert_close(hidden(merged), hidden(actor), rtol=1e-4, atol=1e-4)
@@ -109,6 +113,7 @@ def test_parameters_and_state_are_the_adapters_alone(make_lm: MakeLM) -> None:
     count = sum(p.numel() for p in base.parameters())
     adapted = AdaptedBackbone(base, "actor", LORA)
     assert sum(p.numel() for p in base.parameters()) == count
+    assert not any(p.requires_grad for p in base.parameters()) and all(p.requires_grad for p in adapted.parameters())
     linear = [m for m in Backbone(make_lm("llama"), None).model.model.modules() if isinstance(m, torch.nn.Linear)]
     assert sum(p.numel() for p in adapted.parameters()) == sum(3 * sum(m.weight.shape) for m in linear)
     assert len(adapted.state_dict()) == 2 * len(linear)
@@ -138,6 +143,7 @@ def test_a_critics_adapter_and_its_target(make_lm: MakeLM) -> None:
     assert isinstance(own, AdaptedBackbone) and isinstance(target, AdaptedBackbone) and critic.trunk is own
     assert own.model is target.model is actor.model is reference.model
     assert torch.equal(hidden(own), hidden(reference)) and torch.equal(hidden(target), hidden(reference))
+    assert all(torch.equal(p, q) for p, q in zip(own.parameters(), target.parameters(), strict=True))
     assert {id(p) for p in critic.trained_trunk_parameters()} == {id(p) for p in own.parameters()}
     old = [p.clone() for p in target.parameters()]
     moved(own, seed=7)
@@ -235,8 +241,11 @@ def test_an_adapter_of_another_shape_is_refused(make_lm: MakeLM, tokenizer: Any,
     before = copy.deepcopy(kept.state_dict())
     with pytest.raises(ValueError, match=r"lora_A.weight: wanted shape \[2, 40\], got \[3, 40\]"):
         kept.restore(tmp_path)
-    with pytest.raises(ValueError, match="wanted the weights of an adapter"):
+    with pytest.raises(ValueError, match=r"nowhere: wanted an adapter as peft writes it: .*No such file"):
         kept.restore(tmp_path / "nowhere")
+    scaled = AdaptedBackbone(Backbone(make_lm(), tokenizer), "a", LoRAConfig(rank=3, alpha=7))
+    with pytest.raises(ValueError, match=r"lora_alpha: wanted 7 \(model.lora.alpha\), got 6"):
+        scaled.restore(tmp_path)
     assert all(torch.equal(before[k], v) for k, v in kept.state_dict().items())
 
 
@@ -246,6 +255,26 @@ def test_a_run_goes_on_with_its_own_rank_alone(lora_run: Path, tmp_path: Path) -
     config.out, config.resume, config.iterations, config.model.lora = str(tmp_path / "run"), True, 5, LoRAConfig(2)
     with pytest.raises(CheckpointError, match=r"policy.*wanted shape \[2, 48\], got \[3, 48\]"):
         RunState.start(config, RunFolder(config.out), SilentWatcher())
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")
+def test_an_adapter_of_another_base_is_named(make_lm: MakeLM, tokenizer: Any, tmp_path: Path) -> None:
+    Backbone(make_lm(hidden_size=32), tokenizer).save(tmp_path / "other")
+    AdaptedBackbone(Backbone(make_lm(), tokenizer), "a", LORA, home=tmp_path / "other").save(tmp_path / "adapter")
+    with pytest.raises(
+        ValueError, match=r"nothing loads from '.*adapter': its adapter is of another model than '.*other': size"
+    ):
+        load_backbone(str(tmp_path / "adapter"))
+
+
+def test_a_base_by_a_hub_name_is_not_looked_for_in_a_run(tmp_path: Path) -> None:
+    (tmp_path / "start").mkdir()
+    (tmp_path / "adapter").mkdir()
+    file = tmp_path / "adapter" / "adapter_config.json"
+    for name, found in (("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B"), ("/nowhere", str(tmp_path / "start"))):
+        file.write_text(json.dumps({"base_model_name_or_path": name}))
+        assert base_of(tmp_path / "adapter") == found
+    assert base_of(tmp_path / "start") is None
 
 
 def test_without_peft_the_extra_is_named(make_lm: MakeLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,8 +72,9 @@ ARROWS: dict[str, set[str]] = {
     # right of pack: tensors, no environments
     "attention": {"config"},
     "adapter_folder": set(),
-    "backbone": {"adapter_folder", "attention", "config"},
-    "adapters": {"adapter_folder", "backbone", "config"},
+    "adapters": {"adapter_folder", "config"},
+    "backbone": {"adapter_folder", "adapters", "attention", "config"},
+    "adapted_backbone": {"adapter_folder", "adapters", "backbone", "config"},
     "tiny_model": {"backbone", "config"},
     "batch": {"attention", "packing"},
     "ops": {"_C", "kernels"},
@@ -81,7 +82,7 @@ ARROWS: dict[str, set[str]] = {
     "meters": set(),
     "optim": {"meters"},
     "actor": {"attention", "backbone", "batch", "config", "ops"},
-    "critic": {"adapters", "backbone", "batch", "config", "ops"},
+    "critic": {"adapted_backbone", "backbone", "batch", "config", "ops"},
     "turn_features": {"backbone", "buffer_records", "critic", "staging"},
     "device_staging": {"staging"},
     "rollout.kv_cache": {"attention"},
@@ -135,8 +136,8 @@ ARROWS: dict[str, set[str]] = {
     "watcher": set(),
     "start_policy": {"backbone", "checkpoint", "config", "envs", "evaluation", "tiny_model", "warm_start", "watcher"},
     "run_state": {
-        "adapters",
         "_C",
+        "adapted_backbone",
         "algorithms",
         "backbone",
         "best_policy",
@@ -159,6 +160,7 @@ ARROWS: dict[str, set[str]] = {
     },
     # for code written against the original: it meets both sides
     "compat": {
+        "adapter_folder",
         "arguments",
         "backbone",
         "batch",
@@ -246,7 +248,7 @@ KNOWN_ONLY_BY = {
     "google_crc32c": {"sealed_file", "segment_manifest"},
     "flash_attn": {"attention"},
     "triton": {"ops", "compile_report"},
-    "peft": {"adapter_folder", "compat"},
+    "peft": {"adapter_folder"},
     "yaml": {"hydra_config"},
 }
 

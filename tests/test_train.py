@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +29,7 @@ from archer_fast.algorithms import archer
 from archer_fast.algorithms.archer import Archer
 from archer_fast.attention import PackedLayout, TreeLayout
 from archer_fast.backbone import Backbone
+from archer_fast.best_policy import BestPolicy
 from archer_fast.buffer import TrajectoryBuffer
 from archer_fast.checkpoint import CheckpointError, list_checkpoints, load_checkpoint
 from archer_fast.config import (
@@ -56,7 +58,7 @@ from archer_fast.run_folder import RunFolder
 from archer_fast.run_state import RunState
 from archer_fast.segment_manifest import read_manifest
 from archer_fast.tiny_model import TinyModel
-from archer_fast.train import Interrupted, StopRequest, train
+from archer_fast.train import Interrupted, StopRequest, iterate, train
 from archer_fast.trajectory import Trajectory
 from archer_fast.watcher import SilentWatcher
 
@@ -516,6 +518,28 @@ def test_ctrl_c_in_the_last_iteration_stops_too(tmp_path: Path, monkeypatch: pyt
     config.resume = True
     run(config)
     assert RunFolder(tmp_path).summary.exists()
+
+
+def test_the_actor_is_the_last_one_after_the_best_was_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where the last one is no worse, it is what lies in best/."""
+    keep_if_better = BestPolicy.keep_if_better
+    monkeypatch.setattr(BestPolicy, "keep_if_better", lambda self, i, found: i or keep_if_better(self, i, found))
+    config, watcher = tiny_config(tmp_path), SilentWatcher()
+    run = RunState.start(config, RunFolder(tmp_path), watcher)
+    with run.loggers:
+        iterate(run, watcher)
+        best = safetensors.torch.load_file(tmp_path / "best" / "model.safetensors")
+        last = {name: weight.clone() for name, weight in run.actor.model.state_dict().items()}
+        evaluate, returns = run._evaluate, iter([-3.0, -3.0, -4.0])  # the last, greedy, the best
+        monkeypatch.setattr(run, "_evaluate", lambda *a, **k: replace(evaluate(*a, **k), mean_return=next(returns)))
+        run.finish()
+    assert any(not torch.equal(best[name], last[name]) for name in best)
+    final, kept = (safetensors.torch.load_file(tmp_path / x / "model.safetensors") for x in ("final", "best"))
+    for name, weight in run.actor.model.state_dict().items():
+        assert torch.equal(weight, last[name]), name
+    assert all(torch.equal(final[name], last[name]) and torch.equal(kept[name], last[name]) for name in final)
 
 
 def test_a_second_run_in_the_same_folder_is_refused(whole_run: Path) -> None:

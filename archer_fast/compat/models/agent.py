@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from archer_fast.adapter_folder import import_peft
 from archer_fast.compat.arguments import ignored
 from archer_fast.compat.faults import Compat, choose_fixes
 from archer_fast.compat.generation import action_logprobs, prompts_of, scored_actions
@@ -103,12 +104,9 @@ class Agent(nn.Module):
 
 def _with_adapters(model: Any) -> Any:
     """LoRA as the original sets it up."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ValueError("use_lora: the package peft is not installed (extra `lora`)") from error
-    config = LoraConfig(
+    peft = import_peft("use_lora: wanted False")
+    config = peft.LoraConfig(
         r=16, lora_alpha=32, lora_dropout=0.05, task_type="CAUSAL_LM",
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
     )  # fmt: skip
-    return get_peft_model(model, config)
+    return peft.get_peft_model(model, config)
