@@ -442,6 +442,21 @@ class CollapseConfig:
 
 
 @dataclass(slots=True)
+class StallConfig:
+    """What is done when nothing moves: no game ends, no step is taken, no call of an environment or engine begins."""
+
+    seconds: float = 600.0
+    """Of silence after which the run counts as stalled; 0: never."""
+    action: Literal["warn", "stop"] = "warn"
+    """Either way what was last called is named, and the stacks of all threads go to stalls.txt in the run's folder.
+    `warn`: then wait on; `stop`: then end the process with exit status 1, for `--resume` to go on from the last
+    checkpoint (the other ranks of a job and its scheduler see it end)."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, seconds=0)
+
+
+@dataclass(slots=True)
 class Config:
     """A whole run. Saved as config.json in the run's folder; `--config FILE` gives it back."""
 
@@ -471,6 +486,7 @@ class Config:
     filtered_bc: FilteredBCConfig = field(default_factory=FilteredBCConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     collapse: CollapseConfig = field(default_factory=CollapseConfig)
+    stall: StallConfig = field(default_factory=StallConfig)
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Loggers beside metrics.jsonl, each an extra of the package."""
 

@@ -22,6 +22,7 @@ class Display(Protocol):
     def message(self, text: str) -> None: ...
     def phase(self, name: str, total: int | None) -> None: ...
     def advance(self, steps: int = 1) -> None: ...
+    def calling(self, what: str) -> None: ...
     def iteration(self, number: int, total: int, metrics: Mapping[str, float]) -> None: ...
     def __enter__(self) -> Display: ...
     def __exit__(
@@ -170,6 +171,9 @@ class PlainDisplay:
             of = f"/{self._total}" if self._total else ""
             self._print(f"{self._phase} {self._done}{of}  {self._pace.text()}")
 
+    def calling(self, what: str) -> None:
+        pass
+
     def iteration(self, number: int, total: int, metrics: Mapping[str, float]) -> None:
         self._pace.iteration(number, total, metrics)
         evaluated = evaluation_text(metrics)
@@ -225,6 +229,9 @@ class LiveDisplay:
         done = int(task.completed) + steps
         total = None if task.total is None else int(task.total)
         self._progress.update(self._task, completed=done, count=self._count(done, total))
+
+    def calling(self, what: str) -> None:
+        pass
 
     def iteration(self, number: int, total: int, metrics: Mapping[str, float]) -> None:
         self._pace.iteration(number, total, metrics)

@@ -107,10 +107,11 @@ def evaluate_policy(
     greedy: bool = False,
     player: Callable[[EmbeddedEngine], Engine] = lambda engine: engine,
     on_game: Callable[[Trajectory], None] | None = None,
+    on_call: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Play `games` games that depend on `seed` alone; the run's own random numbers are not touched.
 
-    player: what plays, made of the policy's engine (CHAI's choice by a critic); None: the engine itself.
+    player: what plays, made of the policy's engine (CHAI's choice by a critic); on_game, on_call: as of `play_games`.
     """
     engine = EmbeddedEngine(
         backbone,
@@ -130,6 +131,7 @@ def evaluate_policy(
         evaluation_seeds(seed, games),
         max_dropped_share=rollout.max_dropped_share,
         on_game=on_game,
+        on_call=on_call,
     )
     return summarise(played.trajectories)
 

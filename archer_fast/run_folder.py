@@ -26,6 +26,7 @@ class RunFolder:
         checkpoints/     what `--resume` continues from (see checkpoint.py)
         start/ best/ final/    Hugging Face folders of the policy
         games_before.txt games_after.txt summary.json report.html curves.png
+        stalls.txt       where the threads stood when nothing moved, if that ever was
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -87,6 +88,10 @@ class RunFolder:
     @property
     def curves(self) -> Path:
         return self.path / "curves.png"
+
+    @property
+    def stalls(self) -> Path:
+        return self.path / "stalls.txt"
 
     def policy(self, which: str) -> Path:
         """The Hugging Face folder of "best", "final", "start" or the "last" checkpoint; else ValueError."""

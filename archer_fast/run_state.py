@@ -202,6 +202,7 @@ class RunState:
             policy_version=self.learner.actor_step.num_steps,
             max_dropped_share=r.max_dropped_share,
             on_game=lambda game: self.watcher.advance(),
+            on_call=self.watcher.calling,
         )
         self.num_games += r.games
         meters.count(
@@ -318,6 +319,7 @@ class RunState:
             greedy=greedy,
             player=(lambda engine: engine) if alone else self._player,
             on_game=lambda game: self.watcher.advance(),
+            on_call=self.watcher.calling,
         )
         if evaluation.num_games and not greedy:
             evaluation.kl = self.learner.kl_to_start(evaluation.trajectories)

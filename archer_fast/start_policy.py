@@ -90,7 +90,9 @@ def _scripted_games(config: Config, watcher: Watcher) -> list[ScriptedGame]:
     games = []
     watcher.phase("scripted games", warm.games)
     for i in range(warm.games):
-        games.append(play_scripted(spec.make_env(**config.task.options), spec.make_player(warm.player), first + i))
+        env, player = spec.make_env(**config.task.options), spec.make_player(warm.player)
+        watcher.calling(f"{type(env).__name__} with {type(player).__name__} (seed {first + i})")
+        games.append(play_scripted(env, player, first + i))
         watcher.advance()
     return games
 

@@ -19,6 +19,7 @@ from archer_fast.meters import Meters
 from archer_fast.optim import NonFiniteLoss
 from archer_fast.run_folder import RunFolder
 from archer_fast.run_state import RunState
+from archer_fast.stall_watch import StallWatch
 from archer_fast.trajectory import Trajectory
 from archer_fast.watcher import Watcher
 
@@ -42,10 +43,11 @@ def train(config: Config, folder: RunFolder, watcher: Watcher) -> dict[str, Any]
     with folder.lock():
         folder.check_free(resume=config.resume)
         folder.save_config(config)
-        run = RunState.start(config, folder, watcher)
-        with run.loggers:
-            iterate(run, watcher)
-            return run.finish()
+        with StallWatch(watcher, config.stall, folder.stalls) as watched:
+            run = RunState.start(config, folder, watched)
+            with run.loggers:
+                iterate(run, watched)
+                return run.finish()
 
 
 def iterate(run: RunState, watcher: Watcher) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import re
@@ -40,6 +41,7 @@ from archer_fast.config import (
     EvalConfig,
     ModelConfig,
     RolloutConfig,
+    StallConfig,
     TaskConfig,
     WarmStartConfig,
 )
@@ -584,3 +586,35 @@ def test_it_learns_to_listen(tmp_path: Path) -> None:
     gain = summary["last_return"] - summary["before_return"]
     error = (summary["last_return_se"] ** 2 + summary["before_return_se"] ** 2) ** 0.5
     assert gain > 0.9 > 4 * error, (gain, error)
+
+
+def test_a_run_whose_environment_hangs_says_which_call_it_is_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = threading.Event()
+
+    class Waiting(Listener):
+        now = ""
+
+        def phase(self, name: str, total: int | None) -> None:
+            self.now = name
+
+        def message(self, text: str) -> None:
+            super().message(text)
+            if text.startswith("no movement"):
+                told.set()
+
+    usual, calls = GuessNumber.step, itertools.count()
+
+    def step(env: GuessNumber, action: str) -> Any:
+        if watcher.now == "evaluate" and next(calls) == 5:
+            assert told.wait(60), "nobody noticed"
+        return usual(env, action)
+
+    watcher = Waiting()
+    monkeypatch.setattr(GuessNumber, "step", step)
+    config = tiny_config(tmp_path / "run", iterations=1, stall=StallConfig(seconds=1.0))
+    run(config, watcher)
+    (line,) = [text for text in watcher.messages if text.startswith("no movement")]
+    assert re.match(r"no movement for 1 s: evaluate 0/16, in GuessNumber\.step \(seed \d+\); stacks", line), line
+    assert "in wait" in RunFolder(tmp_path / "run").stalls.read_text()

@@ -89,6 +89,7 @@ def play_games(
     policy_version: int = 0,
     max_dropped_share: float = 0.1,
     on_game: Callable[[Trajectory], None] | None = None,
+    on_call: Callable[[str], None] | None = None,
 ) -> Rollout:
     """Play one game a seed; finished slots start the next game at once.
 
@@ -96,15 +97,17 @@ def play_games(
     the others go on. Errors: TooManyDroppedGames once more than `max_dropped_share` of all seeds, or
     every one of them, failed.
     A game is truncated when another observation and action no longer fit the engine's window.
+    on_game: told of every game that has ended; on_call: of every call into the engine or an env that begins.
     """
-    guard, all_seeds = Guard(), list(seeds)
+    guard, all_seeds, told = Guard(), list(seeds), on_call or _nobody
 
     def open_game(index: int) -> Opening:
         env, seed = make_env(), all_seeds[index]
+        told(f"{type(env).__name__}.reset (seed {seed})")
         return Opening(env, guard.reset(env, seed, env_options, encode), seed)
 
     return _play(
-        engine, all_seeds, open_game, guard, encode, decode, policy_version, max_dropped_share, on_game or _nobody
+        engine, all_seeds, open_game, guard, encode, decode, policy_version, max_dropped_share, on_game or _nobody, told
     )
 
 
@@ -134,6 +137,7 @@ def continue_games(
         policy_version,
         max_dropped_share,
         on_game or _nobody,
+        _nobody,
     )
 
 
@@ -152,6 +156,7 @@ def _play(
     policy_version: int,
     max_dropped_share: float,
     on_game: Callable[[Trajectory], object],
+    on_call: Callable[[str], object],
 ) -> Rollout:
     """Games 0 .. len(seeds) - 1, each opened when a slot is free for it; an EnvFault of opening one drops it."""
     num_games = len(seeds)
@@ -198,10 +203,13 @@ def _play(
     for slot in range(engine.num_slots):
         engine.release(slot)  # an interrupted call may have left games behind
         start(slot)
+    engine_step = f"{type(engine).__name__}.step"
     while running:
+        on_call(engine_step)
         for slot, action_ids, logprobs in engine.step():
             game = running[slot]
             text = action_text(action_ids.tolist(), engine.stop_token_id, decode)
+            on_call(f"{type(game.env).__name__}.step (seed {game.seed})")
             try:
                 result, reply = guard.step(game.env, text, encode)
             except EnvFault as fault:
@@ -235,5 +243,5 @@ def _count(kinds: Counter[str], info: Mapping[str, Any]) -> None:
         kinds["repeat"] += 1
 
 
-def _nobody(trajectory: Trajectory) -> None:
+def _nobody(happened: object) -> None:
     """Who listens where nobody does."""

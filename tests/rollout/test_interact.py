@@ -429,3 +429,12 @@ def test_a_continuation_that_fails_or_does_not_fit_is_dropped(caplog: pytest.Log
     with pytest.raises(TooManyDroppedGames, match="1 of 1 games"):
         continue_games(Parrot(window=24), openings[1:2], encode, decode)
     assert continue_games(Parrot(), [], encode, decode).trajectories == []
+
+
+def test_every_call_into_engine_and_env_is_told_before_it_begins() -> None:
+    told: list[str] = []
+    play_games(Parrot(num_slots=1), Game, encode, decode, [0, 1], on_call=told.append)
+    step, reset = "Parrot.step", "Game.reset (seed {})".format
+    game = "Game.step (seed {})".format
+    first = [reset(0), step, step, game(0)]
+    assert told == [*first, reset(1), step, step, game(1), step, step, game(1)]
