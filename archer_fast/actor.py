@@ -172,12 +172,14 @@ class _Accumulate(torch.autograd.Function):
         gradients: list[Tensor | None] = [None] * len(parameters)
         with torch.enable_grad():
             for loss in losses:
-                found = torch.autograd.grad(loss, parameters, allow_unused=True)
-                # Not in place: two parameters may share one tensor of gradient.
-                gradients = [
-                    a if b is None else b if a is None else a + b for a, b in zip(gradients, found, strict=True)
-                ]
+                found = list(torch.autograd.grad(loss, parameters, allow_unused=True))
                 total = total + loss.detach()
+                # One by one, so that there are never three gradients of all weights; not in place: two parameters may
+                # share one tensor of gradient.
+                while found:
+                    new, old = found.pop(), gradients[len(found)]
+                    gradients[len(found)] = old if new is None else new if old is None else old + new
+                    del new, old
         ctx.gradients = gradients
         return total
 

@@ -189,6 +189,17 @@ def compare(argv: Sequence[str]) -> None:
     compare(argv, f"{PROG} compare", presets.PRESETS, getattr(presets, "TUNING", {}))
 
 
+def plan(argv: Sequence[str]) -> None:
+    """Say what a run will need of a GPU, before anything is loaded."""
+    from archer_fast.cli_args import parse_plan
+
+    args, config = parse_plan(argv, prog=f"{PROG} plan")
+    from archer_fast import backbone, cli_plan
+
+    backbone.quiet()
+    cli_plan.plan(args, config)
+
+
 def diagnose(argv: Sequence[str]) -> None:
     """Measure how well the critic ranks the actions within a state."""
     from archer_fast.cli_args import DiagnoseArgs, parse
@@ -314,4 +325,5 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "envs": envs,
     "convert-config": convert_config,
     "bench": bench,
+    "plan": plan,
 }

@@ -16,6 +16,7 @@ from archer_fast.config import AttentionImpl, Config, TaskConfig
 from archer_fast.envs import registry
 from archer_fast.presets import with_preset
 from archer_fast.run_folder import is_run, read_config
+from archer_fast.workload import Workload
 
 Args = TypeVar("Args")
 Which = Literal["best", "final", "last", "start"]
@@ -36,6 +37,39 @@ class TrainArgs:
     """Settings to start from instead of the defaults (over those of --config): archer, archer-exact, paper,
     archer-fresh, archer-resample, archer-residual, archer-token-baseline, offline-iql, offline-sarsa, chai, ppo,
     turn-ppo, reinforce, rloo, filtered-bc, bc."""
+
+
+@dataclass(slots=True)
+class PlanArgs:
+    """Say what a run will need before anything is loaded: memory by role and phase, FLOPs, bytes, time at the roofline.
+
+    Takes the options of `train`. The model is a folder with a config.json, or a name: qwen2.5-7b, llama-3.1-8b,
+    mistral-7b, gpt2. Counted in passes without data over the model's own code, and by formula where data would decide;
+    exit status 1 where the run does not fit into the GPU's memory.
+
+    archer-fast plan --model.path qwen2.5-7b --model.dtype bfloat16 --model.lora.rank 16 --gpu h100
+    """
+
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    gpu: Literal["a100", "h100", "h200"] = "h100"
+    """One of it: several are not used yet."""
+    memory_share: float = 0.9
+    """Of the GPU's memory that the run may fill; the rest is for the library's workspaces and fragmentation."""
+    workload: Workload = field(default_factory=Workload)
+    config: Path | None = None
+    """A saved config.json, or the folder of a run, to start from; every other option given overrides it."""
+    preset: str | None = None
+    """Settings to start from instead of the defaults, as of `train`."""
+    json: Path | None = None
+    """Write every figure to this file."""
+
+    def check(self) -> None:
+        w = self.workload
+        _at_least(**{f"workload.{name.replace('_', '-')}": (getattr(w, name), 1) for name in w.__slots__})
+        if not 0 < self.memory_share <= 1:
+            raise ValueError(f"memory-share: wanted above 0 and at most 1, got {self.memory_share:g}")
+        if self.json is not None and (self.json.is_dir() or not self.json.absolute().parent.is_dir()):
+            raise ValueError(f"json: wanted a file in a folder that is there, got {str(self.json)!r}")
 
 
 @dataclass(slots=True)
@@ -204,13 +238,25 @@ def parse(kind: type[Args], argv: Sequence[str], *, prog: str, default: Args | N
     """The arguments as a `kind`; SystemExit with help, or with what is wrong and the nearest match."""
     more: dict[str, Any] = {} if default is None else {"default": default}
     parsed: Args = tyro.cli(kind, prog=prog, args=list(argv), registry=_registry(), **more)
-    if isinstance(parsed, EvalArgs | PlayArgs | DiagnoseArgs | BenchArgs):
+    if isinstance(parsed, EvalArgs | PlayArgs | PlanArgs | DiagnoseArgs | BenchArgs):
         parsed.check()  # by us, not as __post_init__ by tyro, which would name the class and not the option
     return parsed
 
 
 def parse_train(argv: Sequence[str], *, prog: str) -> Config:
     """The config of a run: defaults, under `--config` or what is resumed, under the options given."""
+    return _parse_settings(TrainArgs, argv, prog)[1]
+
+
+def parse_plan(argv: Sequence[str], *, prog: str) -> tuple[PlanArgs, Config]:
+    """What is to be planned, and the config of the run."""
+    return _parse_settings(PlanArgs, argv, prog)
+
+
+Settings = TypeVar("Settings", TrainArgs, PlanArgs)
+
+
+def _parse_settings(kind: type[Settings], argv: Sequence[str], prog: str) -> tuple[Settings, Config]:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--config")
     early.add_argument("--preset")
@@ -233,12 +279,13 @@ def parse_train(argv: Sequence[str], *, prog: str) -> Config:
             elif chosen.algorithm != base.algorithm:
                 raise ValueError(f"preset: {known.out!r} goes on as it is, by {base.algorithm}, got {known.preset!r}")
     base.resume = False
-    given = parse(TrainArgs, argv, prog=prog, default=TrainArgs(base)).settings
+    args = parse(kind, argv, prog=prog, default=kind(base))
+    given = args.settings
     if given.task.options is base.task.options:  # tyro's own object: no option was given
         options: dict[str, Any] = {}
     else:
         options = given.task.options
-    return replace(given, task=choose_task(base.task, given.task.name, options))
+    return args, replace(given, task=choose_task(base.task, given.task.name, options))
 
 
 def choose_task(base: TaskConfig | None, name: str | None, options: dict[str, Any]) -> TaskConfig:

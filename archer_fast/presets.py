@@ -50,7 +50,14 @@ _OFFLINE: dict[str, Any] = {
 
 PRESETS: dict[str, dict[str, Any]] = {
     "archer": {},
-    "archer-exact": {**_EXACT, "critic.trunk_lr": 3e-4},
+    "archer-exact": {
+        **_EXACT,
+        "rollout.games": 32,
+        "buffer.max_trajectories": 256,
+        "critic.trunk_lr": 3e-4,
+        "critic.warmup_iterations": 8,
+        "actor.lr": 1e-4,
+    },
     # The paper's numbers for Twenty Questions with gpt2 and roberta-base; at them a model of another size hardly moves.
     "paper": {
         **_EXACT,
@@ -89,11 +96,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-# What was tried before the settings above were chosen, all on Twenty Questions with 10 objects (NOTES.md, 2026-11-26).
+# What was tried before the settings above were chosen, all on Twenty Questions with 10 objects (NOTES.md, 2026-11-26
+# and 27).
 TUNING: dict[str, str] = {
     "archer": "18 settings of 1,152 games, 2 seeds; 3 of other credit; the best again with 2,560; 5 more beside it, "
     "2 seeds, none better by more than noise",
-    "archer-exact": "none for this comparison; step sizes of an earlier one",
+    "archer-exact": "18 settings of 1,152 games, the best 4 and the one before with 2 seeds: games an iteration, actor "
+    "lr, actor epochs, states a game, critic and trunk lr, critic epochs, tau, warm-up, replay",
     "ppo": "18 settings, 14 of them with 2 seeds: games an iteration, epochs, lr, lambda, KL, clip, entropy, value lr",
     "filtered-bc": "20 settings, 16 of them with 2 seeds: share, games, epochs, lr, KL, replay, newest games, batch; "
     "the best of them, a replay of 256 games, is worse at 3,840 games (-11.4 on seeds 3 to 5)",

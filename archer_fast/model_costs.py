@@ -1,0 +1,242 @@
+"""What a token costs in one model: FLOPs and memory, counted in passes without data (torch's meta device)."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from archer_fast.adapted_backbone import AdaptedBackbone
+from archer_fast.attention import BranchGrid, Layout, TreeLayout
+from archer_fast.backbone import Backbone, build_causal_lm
+from archer_fast.config import LoRAConfig
+
+# Two passes: what grows between them is the tokens'. So many of them that memory peaks where backward begins, not at
+# its end, where the gradients of all weights are there and the activations gone.
+_TOKENS = (1 << 16, 1 << 17)
+
+
+@dataclass(slots=True, frozen=True)
+class GameShape:
+    """A game as one pass sees it: GameShape(tokens=496, branches=32, branch_tokens=8)."""
+
+    tokens: int
+    branches: int = 0  # fresh actions that continue it, each from one of its states
+    branch_tokens: int = 0
+
+    @property
+    def pass_tokens(self) -> int:
+        """The game's own and those of its branches."""
+        return self.tokens + self.branches * self.branch_tokens
+
+
+@dataclass(slots=True, frozen=True)
+class PassCosts:
+    """One pass of the decoder's blocks; the vocabulary's matrix is met apart.
+
+    Qwen2.5-7B forward in bfloat16: PassCosts(flops=13.05e9, flops_of_pair=401_408, memory=0.14e6).
+    """
+
+    flops: float  # a token, matrix products with weights
+    flops_of_pair: float  # a query and a key that it sees, all layers and heads
+    memory: float  # bytes a token at the peak, above the weights; in training where backward begins
+
+    def of(self, num_tokens: float, num_pairs: float) -> float:
+        """FLOPs of a pass."""
+        return self.flops * num_tokens + self.flops_of_pair * num_pairs
+
+
+@dataclass(slots=True, frozen=True)
+class ModelCosts:
+    """What a decoder costs; `adapted` where LoRA adapters train instead of its weights."""
+
+    num_parameters: int
+    num_trained: int
+    hidden_size: int
+    vocab_size: int
+    max_positions: int
+    itemsize: int  # bytes of a weight
+    trained_itemsize: int  # bytes of a trained number
+    kv_bytes: int  # keys and values of a token
+    reading: PassCosts  # without gradients, of a frozen base
+    training: PassCosts  # forward and backward of what trains
+    tree: float  # bytes a game at the peak of a training pass over games with their branches
+    adapted: bool
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.num_parameters * self.itemsize
+
+    @property
+    def trained_bytes(self) -> int:
+        return self.num_trained * self.trained_itemsize
+
+    @property
+    def head_flops(self) -> int:
+        """One hidden state that meets the whole vocabulary once."""
+        return 2 * self.hidden_size * self.vocab_size
+
+
+class LiveMemory(TorchDispatchMode):
+    """Bytes of the storages that operations inside the block have made and nobody has freed, and their peak.
+
+        with LiveMemory(model.parameters()) as memory:
+            loss.backward()
+        memory.peak     # the gradients too: they are made inside
+
+    known: tensors whose memory was there before. Counted on any device, meta too; what a library takes inside one
+    operation is not seen.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._sizes: dict[int, int] = {t.untyped_storage()._cdata: 0 for t in known}
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                key = storage._cdata
+                if key not in self._sizes:
+                    self._sizes[key] = storage.nbytes()
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self._freed, key)
+        return out
+
+    def _freed(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
+
+
+def count(config: dict[str, Any], dtype: torch.dtype, lora: LoRAConfig, game: GameShape, *, fused: bool) -> ModelCosts:
+    """The costs of the model of a Hugging Face configuration, in a few seconds and without its weights.
+
+    fused: attention by a variable-length kernel (CUDA in half precision); else `attention`'s `sdpa`, with its copies.
+    In both no matrix of scores is kept and a key that is not seen costs nothing; the scores of branches are kept, as
+    `attention.branch_attention` does.
+    Errors: ValueError for an unknown `model_type`, a size that fits no model, or adapters for layers it does not have.
+    """
+    values = {name: value for name, value in config.items() if name not in ("model_type", "dtype", "torch_dtype")}
+    architecture = config.get("model_type")
+    if not isinstance(architecture, str):
+        raise ValueError("model: its configuration has no 'model_type'")
+    try:
+        with torch.device("meta"):
+            model = build_causal_lm(architecture, **values)
+    except (AttributeError, TypeError, ZeroDivisionError, RuntimeError) as error:
+        raise ValueError(f"model: nothing is made of this {architecture} configuration: {error}") from error
+    cast(nn.Module, model).to(dtype)
+    base = Backbone(model, tokenizer=None)
+    num_parameters = sum(p.numel() for p in base.parameters())
+    trunk = _TraceLayout(fused)
+    base.requires_grad_(False)
+    reading = _plain_pass(base, trunk, train=False)
+    trained = AdaptedBackbone(base, "actor", lora) if lora.rank else base
+    trained.requires_grad_(True)
+    training = _plain_pass(trained, trunk, train=True)
+    parameters = list(trained.parameters())
+    return ModelCosts(
+        num_parameters=num_parameters,
+        num_trained=sum(p.numel() for p in parameters),
+        hidden_size=base.hidden_size,
+        vocab_size=base.vocab_size,
+        max_positions=base.max_positions,
+        itemsize=dtype.itemsize,
+        trained_itemsize=parameters[0].element_size(),
+        kv_bytes=2 * base.num_layers * trunk.kv_heads * trunk.head_dim * dtype.itemsize,
+        reading=reading,
+        training=training,
+        tree=_tree_memory(trained, trunk, game),
+        adapted=lora.rank > 0,
+    )
+
+
+class _TraceLayout:
+    """One sequence of any length: what is copied and kept for backward, as `attention` does, without its maths."""
+
+    query_heads = kv_heads = head_dim = 0
+
+    def __init__(self, fused: bool) -> None:
+        self.fused = fused
+        self.lengths: tuple[int, ...] = ()
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+        del layer, scale, window
+        self.query_heads, self.kv_heads, self.head_dim = query.shape[1], key.shape[1], query.shape[2]
+        if self.fused:
+            return _fused(query, key, value)
+        place = torch.empty(query.shape[0], dtype=torch.int64, device="meta")
+        q, k, v = (x[place] for x in (query, key, value))
+        piece = _fused(q, k, v)[place]
+        return torch.empty_like(query).index_copy(0, place, torch.cat([piece]))
+
+
+class _FusedAttention(torch.autograd.Function):
+    """The memory of flash attention (arXiv 2307.08691): output and log-sum-exp are kept, gradients made anew."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = torch.empty_like(query, memory_format=torch.contiguous_format)
+        log_sum = query.new_empty(query.shape[:2], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, out, log_sum)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])  # type: ignore[return-value]
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return cast(Tensor, cast(Any, _FusedAttention).apply(query, key, value))
+
+
+# Matrix products of a block of queries with a block of keys: scores and weighted values forward; backward makes the
+# scores anew and has four more.
+_PRODUCTS_FORWARD, _PRODUCTS_BACKWARD = 2, 5
+
+
+def _plain_pass(backbone: Backbone, layout: _TraceLayout, *, train: bool) -> PassCosts:
+    (few, few_bytes), (many, many_bytes) = (_trace(backbone, layout, n, train=train) for n in _TOKENS)
+    products = _PRODUCTS_FORWARD + (_PRODUCTS_BACKWARD if train else 0)
+    of_pair = 2 * products * layout.query_heads * layout.head_dim * backbone.num_layers
+    more = _TOKENS[1] - _TOKENS[0]
+    return PassCosts((many - few) / more, of_pair, (many_bytes - few_bytes) / more)
+
+
+def _tree_memory(backbone: Backbone, trunk: _TraceLayout, game: GameShape) -> float:
+    """Bytes a game of a training pass, its branches in it."""
+    found = []
+    num_games = -(-_TOKENS[0] // game.pass_tokens)
+    for games in (num_games, 2 * num_games):
+        num_trunk, own = games * game.tokens, games * game.branches * game.branch_tokens
+        ids = torch.empty(own, dtype=torch.int64, device="meta")
+        mask = torch.empty(games, game.branches, game.tokens, dtype=torch.bool, device="meta")
+        trunk.lengths = (num_trunk,)
+        index = torch.empty(games, game.tokens, dtype=torch.int64, device="meta")
+        grids = [BranchGrid(mask, ids, ids, game.branch_tokens)] if own else []
+        layout = TreeLayout(cast(Any, trunk), index, grids)
+        found.append(_trace(backbone, layout, num_trunk + own, train=True)[1])
+    return (found[1] - found[0]) / num_games
+
+
+def _trace(backbone: Backbone, layout: Layout, num_tokens: int, *, train: bool) -> tuple[int, int]:
+    """FLOPs of products with weights (and of branches' attention), and bytes at the peak."""
+    ids = torch.zeros(num_tokens, dtype=torch.int32, device="meta")
+    counter = FlopCounterMode(display=False)
+    known = [*backbone.model.parameters(), *backbone.model.buffers()]
+    with LiveMemory(known) as live, counter, torch.set_grad_enabled(train):
+        hidden = backbone(ids, ids, layout)
+        if train:
+            torch.autograd.grad(hidden, list(backbone.parameters()), torch.empty_like(hidden), allow_unused=True)
+    return counter.get_total_flops(), live.peak

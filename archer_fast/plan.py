@@ -1,0 +1,310 @@
+"""What an iteration will cost: memory by role and phase, FLOPs, bytes, time at the roofline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from archer_fast.config import Config
+from archer_fast.critic import ValueHeads
+from archer_fast.model_costs import GameShape, ModelCosts
+from archer_fast.workload import Workload
+
+_FLOAT = 4  # bytes
+# A GPU op on the vocabulary holds one chunk of logits and their gradient (ops.lm_head.CHUNK_BYTES).
+_LOGITS_CHUNK = 3 << 30
+# Of the embedded engine's sampling: logits in two dtypes, log-probs, probabilities and their sums in float64.
+_SAMPLING_BYTES = 4 + 4 + 8 + 8
+
+
+@dataclass(slots=True, frozen=True)
+class Device:
+    """Of the makers' data sheets, dense: GPU("H100", 80e9, 3.35e12, 989e12, 67e12)."""
+
+    name: str
+    memory: float  # bytes
+    bandwidth: float  # bytes/s
+    half_flops: float  # FLOP/s in bfloat16 on tensor cores
+    single_flops: float  # FLOP/s in float32
+
+    def seconds(self, flops: float, num_bytes: float, itemsize: int) -> float:
+        """At the roofline (Williams et al. 2009): whatever of the two takes longer, nothing lost."""
+        return max(flops / (self.half_flops if itemsize == 2 else self.single_flops), num_bytes / self.bandwidth)
+
+
+DEVICES = {
+    "a100": Device("A100 80GB SXM", 80e9, 2.039e12, 312e12, 19.5e12),
+    "h100": Device("H100 80GB SXM", 80e9, 3.35e12, 989e12, 67e12),
+    "h200": Device("H200 141GB SXM", 141e9, 4.8e12, 989e12, 67e12),
+}
+
+
+@dataclass(slots=True, frozen=True)
+class Phase:
+    """One part of an iteration: Phase("rollout", 15872, 2.1e14, 3.9e12, 4.0e9)."""
+
+    name: str
+    tokens: float  # that pass the decoder's blocks
+    flops: float
+    bytes: float  # weights and stored keys and values that are read, at least
+    memory: float  # bytes at the phase's peak, on top of what stays
+
+
+@dataclass(slots=True, frozen=True)
+class Saving:
+    """What one choice of ours costs, beside the original's way: Saving("one sequence a game", 496, 5208, "tokens")."""
+
+    choice: str
+    ours: float
+    original: float
+    unit: str
+
+    @property
+    def factor(self) -> float:
+        return self.original / self.ours if self.ours else math.inf
+
+
+@dataclass(slots=True, frozen=True)
+class Plan:
+    """The whole answer."""
+
+    roles: dict[str, float]  # bytes that stay through the run, by role
+    phases: list[Phase]
+    savings: list[Saving]
+    pass_memory: float  # bytes a token of the dearest pass with gradients
+    pass_fixed: float  # bytes of that pass that do not grow with its tokens
+    game_in_pass: int  # tokens of the longest game in it, its branches included
+
+    @property
+    def resident(self) -> float:
+        return sum(self.roles.values())
+
+    @property
+    def peak(self) -> float:
+        return self.resident + max(phase.memory for phase in self.phases)
+
+    def max_pass_tokens(self, memory: float) -> int:
+        """The largest `model.max_pass_tokens` whose passes fit into this memory; 0 where nothing fits."""
+        others = max(phase.memory for phase in self.phases if phase.name != "actor")
+        if self.resident + others > memory:
+            return 0
+        return max(0, int((memory - self.resident - self.pass_fixed) / self.pass_memory))
+
+
+def game_shape(config: Config, workload: Workload) -> GameShape:
+    """A game in a pass of the actor: with the fresh actions that a step adds to it."""
+    actor = config.actor
+    if config.algorithm != "archer" or actor.actions == "logged":
+        return GameShape(workload.game_tokens)
+    branches = min(actor.states_per_game, workload.turns) * actor.alternatives
+    return GameShape(workload.game_tokens, branches, workload.action_tokens)
+
+
+def make_plan(costs: ModelCosts, config: Config, workload: Workload) -> Plan:
+    """The costs of one iteration of `config`, once its warm-up is over and its replay full."""
+    work = _Work(costs, config, workload)
+    phases = [work.rollout(), work.insert()]
+    if config.algorithm == "archer":
+        phases.append(work.critic())
+    phases.append(work.actor())
+    return Plan(work.roles(), phases, list(work.savings()), work.pass_memory, work.pass_fixed, work.tokens_of_tree)
+
+
+class _Work:
+    """The counts that the phases share."""
+
+    def __init__(self, costs: ModelCosts, config: Config, workload: Workload) -> None:
+        self.costs, self.config, self.game = costs, config, workload
+        self.reading, self.training = costs.reading, costs.training
+        with torch.device("meta"):
+            self.head_numbers = sum(p.numel() for p in ValueHeads(costs.hidden_size, config.critic).parameters())
+        self.is_archer = config.algorithm == "archer"
+        self.trunk = config.critic.trunk if self.is_archer else "frozen"
+        self.shape = game_shape(config, workload)
+        self.branches, self.tokens_of_tree = self.shape.branches, self.shape.pass_tokens
+        self.grows_tree = self.branches > 0
+
+    # -- memory ------------------------------------------------------------------------------------
+
+    def roles(self) -> dict[str, float]:
+        c = self.costs
+        moments = 2 * c.trained_bytes
+        roles: dict[str, float] = {"start policy: reference, frozen trunk": c.weight_bytes}
+        if c.adapted:
+            roles["actor: an adapter on it"] = c.trained_bytes
+        else:
+            roles["actor: a copy"] = c.weight_bytes
+        roles["actor: Adam's moments"] = moments
+        if self.trunk == "separate":
+            roles["critic: a trunk and its target"] = 2 * c.weight_bytes
+            roles["critic: Adam's moments"] = 2 * c.weight_bytes
+        elif self.trunk == "lora":
+            roles["critic: an adapter and its target"] = 2 * c.trained_bytes
+            roles["critic: Adam's moments"] = moments
+        elif self.trunk == "shared":
+            roles["critic: Adam's moments of the trunk"] = moments
+        if self.is_archer:
+            roles["critic: heads, targets, moments"] = 4 * _FLOAT * self.head_numbers
+        return roles
+
+    @property
+    def _sampling(self) -> float:
+        """Bytes a row that is sampled."""
+        return self.costs.vocab_size * (self.costs.itemsize + _SAMPLING_BYTES)
+
+    @property
+    def pass_memory(self) -> float:
+        """Bytes a token of the actor's pass with gradients."""
+        return self.costs.tree / self.shape.pass_tokens
+
+    @property
+    def pass_fixed(self) -> float:
+        """The gradients that are summed over the passes, those of the pass that runs, and the vocabulary's chunk."""
+        c = self.costs
+        vocabulary = min(_LOGITS_CHUNK, 1.5 * _FLOAT * c.vocab_size * self._scored * self._step_games)
+        if not c.adapted:  # the sum of the weight's gradient over the chunks is kept in float32
+            vocabulary += _FLOAT * c.vocab_size * c.hidden_size
+        passes = self._step_games * self.tokens_of_tree / self._tokens_of_pass
+        return min(2, math.ceil(passes)) * c.trained_bytes + vocabulary
+
+    @property
+    def _scored(self) -> float:
+        """Action tokens of a game that an actor step scores."""
+        taken = 0 if self.grows_tree and self.config.actor.actions == "fresh" else self.game.game_actions
+        return self.branches * self.game.action_tokens + taken
+
+    @property
+    def _tokens_of_pass(self) -> float:
+        """Of the actor's passes: games are not split."""
+        most = max(self.config.model.max_pass_tokens, self.tokens_of_tree)
+        return min(most // self.tokens_of_tree, self._step_games) * self.tokens_of_tree
+
+    @property
+    def _step_games(self) -> int:
+        return min(self.config.update.batch_games, max(self.config.rollout.games, self.config.buffer.max_trajectories))
+
+    def _reading_memory(self, num_games: float) -> float:
+        tokens = min(self.config.model.max_pass_tokens, num_games * self.game.game_tokens)
+        return self.reading.memory * tokens
+
+    # -- the phases --------------------------------------------------------------------------------
+
+    def rollout(self) -> Phase:
+        c, g, games = self.costs, self.game, self.config.rollout.games
+        slots = min(games, self.config.rollout.num_slots)
+        tokens = games * g.game_tokens
+        flops = self.reading.of(tokens, games * g.game_pairs) + games * g.game_actions * c.head_flops
+        steps = math.ceil(games / slots) * g.game_actions
+        read = steps * (c.weight_bytes + slots * c.kv_bytes * g.game_tokens / 2)
+        room = min(1 << max(6, math.ceil(math.log2(g.game_tokens))), c.max_positions)  # rows grow by doubling
+        return Phase("rollout", tokens, flops, read, slots * (c.kv_bytes * room + self._sampling))
+
+    def insert(self) -> Phase:
+        c, g, games = self.costs, self.game, self.config.rollout.games
+        tokens = games * g.game_tokens
+        flops = self.reading.of(tokens, games * g.game_pairs) + games * g.game_actions * c.head_flops
+        passes = math.ceil(tokens / self.config.model.max_pass_tokens)
+        return Phase("insert", tokens, flops, passes * c.weight_bytes, self._reading_memory(games))
+
+    def critic(self) -> Phase:
+        c, g, critic = self.costs, self.game, self.config.critic
+        transitions = critic.epochs * critic.batch_turns
+        flops = transitions * 2.0 * self.head_numbers * 4  # forward, backward twice that, the target's forward
+        tokens, read, memory = 0.0, critic.epochs * 5.0 * _FLOAT * self.head_numbers, 0.0
+        if self.trunk != "frozen":
+            games = transitions / g.turns
+            of_target = self.trunk != "shared"
+            flops += self.training.of(games * g.game_tokens, games * g.game_pairs)
+            flops += of_target * self.reading.of(games * g.game_tokens, games * g.game_pairs)
+            tokens += games * g.game_tokens * (1 + of_target)
+            read += critic.epochs * c.weight_bytes * (3 + of_target)
+            # The target's trunk reads while the other's activations wait for their backward.
+            kept = self.training.memory + of_target * self.reading.memory
+            memory = kept * critic.batch_turns / g.turns * g.game_tokens + c.trained_bytes
+        if critic.value_target == "resample":
+            # Every game of the replay that is drawn from is read once to sample, once to be valued, with its branches.
+            games = min(self.config.buffer.max_trajectories, transitions)
+            own = transitions * g.action_tokens
+            pairs = games * g.game_pairs + own * g.history_tokens
+            flops += 2 * self.reading.of(games * g.game_tokens + own, pairs) + 2 * own * c.head_flops
+            tokens += 2 * (games * g.game_tokens + own)
+            batches = math.ceil(games / self.config.actor.batch_games)
+            read += batches * (g.action_tokens + 2) * c.weight_bytes
+            memory = max(memory, self._sampling_memory(self.config.actor.batch_games, transitions / games))
+        return Phase("critic", tokens, flops, read, memory)
+
+    def actor(self) -> Phase:
+        c, g, update = self.costs, self.game, self.config.update
+        steps, games = update.epochs, self._step_games
+        own = games * self.branches * g.action_tokens
+        tokens, pairs = games * self.tokens_of_tree, games * g.game_pairs + own * g.history_tokens
+        flops = self.training.of(tokens, pairs)
+        flops += games * self._scored * c.head_flops * (2 if c.adapted else 3)  # the gradient is made in the forward
+        passes = math.ceil(tokens / self._tokens_of_pass)
+        passed, read = tokens, passes * 3.0 * c.weight_bytes
+        memory = self.pass_memory * self._tokens_of_pass + self.pass_fixed
+        if self.is_archer:
+            reads = 1 if self.trunk == "frozen" else 2  # by the critic's trunk and by the reference
+            flops += reads * (self.reading.of(tokens, pairs) + games * self._scored * c.head_flops)
+            passed += reads * tokens
+            read += reads * passes * c.weight_bytes
+        if self.grows_tree:
+            flops += self.reading.of(tokens, pairs) + own * c.head_flops
+            passed += tokens
+            read += (1 + g.action_tokens) * c.weight_bytes
+            memory = max(memory, self._sampling_memory(games, self.branches))
+        elif update.kl_coef > 0 and not self.is_archer and not self.config.learns_from_newest:
+            flops += self.reading.of(tokens, pairs) + games * self._scored * c.head_flops
+            passed += tokens
+        return Phase("actor", steps * passed, steps * flops, steps * read, memory)
+
+    def _sampling_memory(self, games: float, branches: float) -> float:
+        """Of fresh actions: keys and values as they were recorded and by heads; the branches' own; the logits."""
+        g, rows = self.game, games * branches
+        kept = self.costs.kv_bytes * (2 * games * g.game_tokens + rows * g.action_tokens)
+        return kept + self.reading.memory * games * g.game_tokens + rows * self._sampling
+
+    # -- beside the original's way -----------------------------------------------------------------
+
+    def savings(self) -> Iterator[Saving]:
+        c, g = self.costs, self.game
+        row = g.history_tokens + g.action_tokens  # a turn with everything before it
+        yield Saving("one sequence a game, not a row a turn: tokens scored", g.game_tokens, g.turns * row, "tokens")
+        yield Saving("the vocabulary at action tokens alone", g.game_actions, g.turns * row, "rows")
+        copies = 3 * c.num_parameters * c.itemsize + 2 * 2 * c.num_parameters * c.itemsize
+        yield Saving("one base: weights and moments that stay", sum(self.roles().values()), copies, "bytes")
+        yield Saving("the whole iteration", self.total_flops(), self.original_flops(), "FLOPs")
+
+    def total_flops(self) -> float:
+        phases = [self.rollout(), self.insert(), self.actor()] + ([self.critic()] if self.is_archer else [])
+        return sum(phase.flops for phase in phases)
+
+    def original_flops(self) -> float:
+        """The same games, transitions and fresh actions as YifeiZhou02/ArCHer computes them.
+
+        A row a turn, an encoder of the model's own size that reads observation and action at every draw, a' sampled at
+        every draw, logits of all tokens. Its padding and its 32 tokens an action are not counted.
+        """
+        c, g, critic = self.costs, self.game, self.config.critic
+        history, action = g.history_tokens, g.action_tokens
+        row = history + action
+
+        def one_row(costs_of_pass: float, of_pair: float, tokens: float) -> float:
+            return costs_of_pass * tokens + of_pair * tokens * (tokens + 1) / 2
+
+        forward = one_row(self.reading.flops, self.reading.flops_of_pair, row)
+        trained = one_row(3 * self.reading.flops, 3.5 * self.reading.flops_of_pair, row)
+        following = one_row(self.reading.flops, self.reading.flops_of_pair, row + g.observation_tokens)
+        sampled = forward + action * c.head_flops
+        total = self.config.rollout.games * g.turns * sampled
+        if self.is_archer:
+            draws = critic.epochs * critic.batch_turns
+            total += draws * (trained + forward + following)  # online; the target's of (s, a') and of s'
+            total += draws * sampled
+        actions = self.config.update.epochs * self._step_games * (self.branches or g.turns)
+        # sampled, valued, and scored with the logits of every token
+        total += actions * ((sampled + forward if self.is_archer else 0) + trained + 3 * row * c.head_flops)
+        return total
