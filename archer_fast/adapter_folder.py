@@ -8,6 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from archer_fast.config import LoRAConfig
+
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
@@ -52,3 +54,14 @@ def merged(model: Any, folder: Path) -> Any:
         except RuntimeError as error:  # a line a tensor
             first = next((line.strip() for line in str(error).splitlines() if "mismatch" in line), error)
             raise ValueError(f"its adapter is of another model than {model.name_or_path!r}: {first}") from error
+
+
+def lora_of(folder: Path) -> LoRAConfig:
+    """Rank, alpha and targets of the adapter in `folder`; ValueError for a file that peft did not write."""
+    file = folder / CONFIG
+    try:
+        values = json.loads(file.read_text())
+        targets = tuple(sorted(values["target_modules"]))
+        return LoRAConfig(rank=int(values["r"]), alpha=float(values["lora_alpha"]), targets=targets)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: wanted an adapter's settings as peft writes them: {error!r}") from error

@@ -1,4 +1,4 @@
-"""The command `archer-fast`: train, eval, play, report, envs, bench."""
+"""The command `archer-fast`: its commands, and how a fault of the user's is told in one line."""
 
 from __future__ import annotations
 
@@ -200,6 +200,16 @@ def plan(argv: Sequence[str]) -> None:
     cli_plan.plan(args, config)
 
 
+def doctor(argv: Sequence[str]) -> None:
+    """Check a model on this machine: versions, kernels, tokenizer, log-probs, memory."""
+    from archer_fast.cli_args import DoctorArgs, parse
+
+    args = parse(DoctorArgs, argv, prog=f"{PROG} doctor")
+    from archer_fast.cli_doctor import doctor
+
+    doctor(args)
+
+
 def diagnose(argv: Sequence[str]) -> None:
     """Measure how well the critic ranks the actions within a state."""
     from archer_fast.cli_args import DiagnoseArgs, parse
@@ -323,7 +333,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "diagnose": diagnose,
     "report": report,
     "envs": envs,
+    "plan": plan,
+    "doctor": doctor,
     "convert-config": convert_config,
     "bench": bench,
-    "plan": plan,
 }

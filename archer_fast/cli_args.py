@@ -186,6 +186,29 @@ class DiagnoseArgs:
 
 
 @dataclass(slots=True)
+class DoctorArgs:
+    """Check a model on this machine, one line a check: what training takes for granted.
+
+    Versions, attention and operations that are chosen and why, tokenizer and stop token; some games are played, and
+    then scored packed and one by one, by plain attention, and against what the sampler recorded; an adapter must
+    really act in rollouts; and the memory that an iteration will need must be free. Exit status 1 where one fails.
+    """
+
+    source: Annotated[tyro.conf.Positional[str], _Source]
+    """The folder of a run, or a folder or hub name of any causal LM (then with --task.name)."""
+    which: Which = "best"
+    """Which policy of a run: the best by evaluation, the one at the end, of the last checkpoint, of the start."""
+    games: int = 8
+    """Games to play."""
+    task: TaskChoice = field(default_factory=TaskChoice)
+    load: LoadArgs = field(default_factory=LoadArgs)
+
+    def check(self) -> None:
+        _at_least(games=(self.games, 1))
+        self.load.check()
+
+
+@dataclass(slots=True)
 class ReportArgs:
     """Build report.html and curves.png of a run, at any time, also while it runs."""
 
@@ -238,7 +261,7 @@ def parse(kind: type[Args], argv: Sequence[str], *, prog: str, default: Args | N
     """The arguments as a `kind`; SystemExit with help, or with what is wrong and the nearest match."""
     more: dict[str, Any] = {} if default is None else {"default": default}
     parsed: Args = tyro.cli(kind, prog=prog, args=list(argv), registry=_registry(), **more)
-    if isinstance(parsed, EvalArgs | PlayArgs | PlanArgs | DiagnoseArgs | BenchArgs):
+    if isinstance(parsed, EvalArgs | PlayArgs | PlanArgs | DiagnoseArgs | DoctorArgs | BenchArgs):
         parsed.check()  # by us, not as __post_init__ by tyro, which would name the class and not the option
     return parsed
 

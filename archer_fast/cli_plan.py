@@ -102,7 +102,7 @@ def _print(
         highlight=False,
         soft_wrap=True,
     )
-    console.print(_advice(plan, config, memory, fits), highlight=False, soft_wrap=True, markup=False)
+    console.print(advice(plan, config, memory), highlight=False, soft_wrap=True, markup=False)
 
 
 def _quantity(value: float, unit: str) -> str:
@@ -112,14 +112,14 @@ def _quantity(value: float, unit: str) -> str:
     return f"{value / 1e12:,.0f} TFLOP" if unit == "FLOPs" else f"{value:,.0f} {unit}"
 
 
-def _advice(plan: Plan, config: Config, memory: float, fits: bool) -> str:
-    """The knob that decides."""
+def advice(plan: Plan, config: Config, memory: float) -> str:
+    """The knob that decides whether it fits into `memory` bytes."""
     tokens = plan.max_pass_tokens(memory)
     if tokens >= plan.game_in_pass:
         now = config.model.max_pass_tokens
         more = "there is room for more" if tokens > now else "the present value is too large"
         return f"largest passes: --model.max-pass-tokens {tokens} (now {now}: {more if tokens != now else 'just that'})"
-    if not fits and tokens > 0:
+    if tokens > 0:
         return (
             f"one game with its branches has {plan.game_in_pass} tokens and {tokens} would fit: fewer "
             "--actor.states-per-game or --actor.alternatives, or shorter games"

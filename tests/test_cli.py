@@ -233,7 +233,7 @@ def test_a_broken_checkpoint_is_named(copy: Path) -> None:
         (
             ["trian"],
             "unknown command 'trian'; did you mean 'train'? "
-            "(commands: train, eval, play, compare, diagnose, report, envs, convert-config, bench)",
+            "(commands: train, eval, play, compare, diagnose, report, envs, plan, doctor, convert-config, bench)",
         ),
         (
             ["train", "--task.name", "twenty-question"],
