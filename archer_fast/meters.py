@@ -23,6 +23,10 @@ class Meters:
         for name, value in values.items():
             self._counts[name] = self._counts.get(name, 0) + value
 
+    def counted(self, name: str) -> float:
+        """What `count` has summed up under that name since the last read."""
+        return self._counts.get(name, 0.0)
+
     def read(self) -> dict[str, float]:
         """Every mean and count since the last read; the iteration's one device synchronisation."""
         out: dict[str, float] = dict(self._counts)

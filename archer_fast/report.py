@@ -78,8 +78,8 @@ def draw_curves(metrics: Metrics) -> bytes:
     from matplotlib.figure import Figure
 
     with rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(11, 15.5), layout="constrained")
-        panels = figure.subplots(5, 2)
+        figure = Figure(figsize=(11, 21.7), layout="constrained")
+        panels = figure.subplots(7, 2)
         for panel, draw in zip(panels.flat, _PANELS, strict=True):
             draw(panel, metrics)
             panel.set_xlabel(metrics.x_label)
@@ -172,6 +172,34 @@ def _draw_time(panel: Axes, metrics: Metrics) -> None:
         panel.stackplot(x, stacks, labels=PHASES, colors=[COLOURS[p] for p in PHASES], alpha=0.85)
 
 
+def _draw_speed(panel: Axes, metrics: Metrics) -> None:
+    panel.set_title("tokens a second, by phase")
+    for phase in PHASES:
+        _plot(panel, metrics, f"tokens_per_second_{phase}", phase, color=COLOURS[phase])
+    panel.set_ylim(bottom=0)
+
+
+def _draw_staleness(panel: Axes, metrics: Metrics) -> None:
+    panel.set_title("age of the replay, optimizer steps of the actor")
+    x, low = metrics.column("staleness_p10")
+    _, high = metrics.column("staleness_p90")
+    if x and len(low) == len(high):
+        panel.fill_between(x, low, high, color="#4e79a7", alpha=0.2, lw=0, label="80 % of its turns")
+    _plot(panel, metrics, "staleness_p50", "median", color="#4e79a7")
+
+
+def _draw_sharing(panel: Axes, metrics: Metrics) -> None:
+    panel.set_title("tokens of a row a turn, for each token processed")
+    _plot(panel, metrics, "deduplication", "games", color="#f28e2b")
+    _plot(panel, metrics, "deduplication_actor", "actor's passes", color="#59a14f")
+    panel.set_ylim(bottom=0)
+
+
+def _draw_mismatch(panel: Axes, metrics: Metrics) -> None:
+    panel.set_title("KL(sampler || trainer) at equal weights, nats an action")
+    _plot(panel, metrics, "mismatch_kl", color="#e15759")
+
+
 def _draw_tokens(panel: Axes, metrics: Metrics) -> None:
     panel.set_title("tokens so far (millions)")
     for name, label in (("processed_tokens", "processed"), ("useful_tokens", "useful: sampled actions")):
@@ -190,7 +218,11 @@ _PANELS = (
     _draw_critic,
     _draw_losses,
     _draw_time,
+    _draw_speed,
     _draw_tokens,
+    _draw_sharing,
+    _draw_staleness,
+    _draw_mismatch,
 )
 
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from archer_fast import _C
@@ -212,6 +213,16 @@ class RunState:
             useful_tokens=sum(turn.action_ids.size for game in played.trajectories for turn in game.turns),
         )
         return played.trajectories
+
+    def staleness(self) -> dict[str, float]:
+        """How old the replay is: versions of the policy (its optimizer steps) behind the present one, by turn."""
+        by_version = self.learner.buffer.stats().turns_by_version
+        known = {version: turns for version, turns in by_version.items() if version >= 0}
+        if not known:
+            return {}
+        ages = self.learner.actor_step.num_steps - np.repeat(list(known), list(known.values()))
+        low, middle, high = np.quantile(ages, [0.1, 0.5, 0.9], method="nearest")
+        return {"staleness_p10": float(low), "staleness_p50": float(middle), "staleness_p90": float(high)}
 
     def evaluate_if_due(self) -> dict[str, float]:
         """Every `eval.every` iterations: sampled games; the best policy so far is kept in best/.

@@ -52,7 +52,8 @@ def train(config: Config, folder: RunFolder, watcher: Watcher) -> dict[str, Any]
 
 def iterate(run: RunState, watcher: Watcher) -> None:
     """Iterations until the run is over; after Ctrl-C, Interrupted once the present one is saved."""
-    config, learner, meters, clock = run.config, run.learner, Meters(), Clock()
+    config, learner, meters = run.config, run.learner, Meters()
+    clock = Clock(meters)
     saved: Path | None = None  # where the present iteration lies
     with StopRequest(watcher) as stop:
         while not run.over and not stop.requested:
@@ -73,7 +74,7 @@ def iterate(run: RunState, watcher: Watcher) -> None:
             saved = None
             with clock("other"):
                 evaluation = run.evaluate_if_due()
-            row = {**measure(games, meters, clock), **evaluation}
+            row = {**measure(games, meters, clock), **run.staleness(), **evaluation}
             run.record(row | run.check_collapse(row))  # which may end the run, or give the actor its best policy back
             if run.iteration % config.checkpoint_every == 0 or run.over:
                 with clock("other"):  # in the next iteration's row: this one is written
@@ -107,30 +108,34 @@ class StopRequest:
 
 
 class Clock:
-    """Seconds by phase since the last read."""
+    """Seconds by phase since the last read, and the tokens that passed a model in them by the meters' count."""
 
-    def __init__(self) -> None:
+    def __init__(self, meters: Meters) -> None:
+        self._meters = meters
         self.seconds: dict[str, float] = {}
+        self.tokens: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self._meters.counted("processed_tokens")
         yield
+        tokens = self._meters.counted("processed_tokens") - before
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+        self.tokens[phase] = self.tokens.get(phase, 0.0) + tokens
 
     def read(self) -> dict[str, float]:
-        seconds, self.seconds = self.seconds, {}
-        return seconds
+        """`seconds_PHASE`, and `tokens_per_second_PHASE` where any token passed, and of all phases together."""
+        seconds, tokens = self.seconds, self.tokens
+        self.seconds, self.tokens = {}, {}
+        row = {f"seconds_{phase}": round(value, 4) for phase, value in seconds.items()}
+        row |= {f"tokens_per_second_{phase}": n / max(seconds[phase], 1e-9) for phase, n in tokens.items() if n > 0}
+        return row | {"tokens_per_second": sum(tokens.values()) / max(sum(seconds.values()), 1e-9)}
 
 
 def measure(games: list[Trajectory], meters: Meters, clock: Clock) -> dict[str, float]:
     """One iteration's row of metrics: what was played, what was learned, where the time went."""
     row = summarise(games).as_metrics("") if games else {}  # offline: nothing was played
-    row |= meters.read()
-    seconds = clock.read()
-    row |= {f"seconds_{phase}": round(value, 4) for phase, value in seconds.items()}
-    row["tokens_per_second"] = row.get("processed_tokens", 0.0) / max(sum(seconds.values()), 1e-9)
-    return row
+    return row | meters.read() | clock.read()
 
 
 def dumped(run: RunState, error: NonFiniteLoss) -> NonFiniteLoss:

@@ -165,7 +165,7 @@ def test_curves_are_drawn_and_every_panel_says_what_it_is(monkeypatch: pytest.Mo
     savefig = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), savefig(self, *a, **k))[1])
     image = imread(io.BytesIO(draw_curves(Metrics(ROWS))), format="png")
-    assert image.shape == (1705, 1210, 4)
+    assert image.shape == (2387, 1210, 4)
     red = np.all(np.abs(image[..., :3] - np.array([0xE1, 0x57, 0x59]) / 255) < 0.02, axis=-1)
     assert red.sum() > 200, "the evaluations are seen"
     panels = {panel.get_title(): panel for panel in figures[0].axes}

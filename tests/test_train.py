@@ -120,7 +120,16 @@ def test_a_run_leaves_its_files(whole_run: Path) -> None:
         wanted = {"return", "return_se", "win_rate", "turns", "kl", "critic_loss", "seconds_rollout", "seconds_critic"}
         assert wanted <= row.keys() and row["dropped_games"] == row["skipped_steps"] == 0
         assert row["processed_tokens"] > row["useful_tokens"] > 0 and row["tokens_per_second"] > 0
+        total = sum(row[f"seconds_{phase}"] for phase in ("rollout", "critic", "actor", "other"))
+        assert row["tokens_per_second"] == pytest.approx(row["processed_tokens"] / total, rel=0.01)
+        assert row["tokens_per_second_rollout"] > 0 and "tokens_per_second_other" not in row
+        assert 1 < row["deduplication"] < row["turns"], "a row a turn reads a game's beginning once a turn"
     assert ["actor_loss" in row for row in trained] == [False, True, True, True], "the actor waits for the critic"
+    assert ["tokens_per_second_actor" in row for row in trained] == [False, True, True, True]
+    assert all(abs(row["mismatch_kl"]) < 1e-5 < row["deduplication_actor"] for row in trained[1:])
+    # Games of iterations 1 to 4 were played before the actor's 0th, 0th, 2nd and 4th step, and all are in the replay.
+    assert trained[0]["staleness_p90"] == 0 and trained[1]["staleness_p50"] == 2
+    assert (trained[3]["staleness_p10"], trained[3]["staleness_p90"]) == (2, 6)
     assert ["eval_return" in row for row in rows] == [True, False, True, False, False, True]
     summary = json.loads(folder.summary.read_text())
     assert summary["games"] == 32

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from archer_fast.actor import ScoredActions
 from archer_fast.advantages import td_lambda, td_target
 from archer_fast.algorithms.credit import TokenBaseline, credit_alternatives, credit_logged, estimate, normalised
-from archer_fast.algorithms.learner import Learner, OnStep, ignore
+from archer_fast.algorithms.learner import Learner, OnStep, ignore, row_tokens
 from archer_fast.backbone import Backbone
 from archer_fast.batch import Alternatives, PackedBatch, TreeBatch, plant_tree
 from archer_fast.buffer import TrajectoryBuffer
@@ -76,6 +76,10 @@ class Archer(Learner):
     def steps(self) -> dict[str, GuardedStep]:
         own = {"critic": self.critic_step, **super().steps()}
         return own | ({"baseline": self.baseline.step} if self.baseline else {})
+
+    @property
+    def samples_are_own(self) -> bool:
+        return self.config.actor.actions == "fresh" or super().samples_are_own
 
     def complete_features(self) -> int:
         """Read the games in the buffer that lack what a frozen trunk makes of them; how many there were."""
@@ -296,7 +300,7 @@ class Archer(Learner):
         a, temperature, both = self.config.actor, self.config.rollout.temperature, self.config.actor.actions == "both"
         batch, forwarded = self.collate(games), self.engine.num_forward_tokens
         alternatives = self.engine.sample_alternatives(batch, self._choose_states(batch))
-        passes, credits, residuals, q_values, moved, num_fresh = [], [], [], [], [], 0
+        passes, credits, residuals, q_values, moved, rows, num_fresh = [], [], [], [], [], [], 0
         for _, own, tree in self._trees(games, batch, alternatives):
             read = start = read_tree(self.critic.trunk, own, tree, temperature, taken=both)
             if self.critic.trunk is not self.reference:
@@ -313,9 +317,14 @@ class Archer(Learner):
             q_values.append(q)
             moved.append((tree.rollout_logprobs - start.token_logprobs).sum())
             num_fresh += tree.num_branches
+            rows.append(row_tokens(tree.position_ids, tree.action_positions))
+            if both:
+                rows.append(row_tokens(own.position_ids, own.action_positions))
         num_reads = 2 if self.critic.trunk is self.reference else 3
         sampled = self.engine.num_forward_tokens - forwarded
-        meters.count(processed_tokens=sampled + num_reads * sum(scored.input_ids.numel() for scored in passes))
+        num_tokens = sum(scored.input_ids.numel() for scored in passes)
+        meters.count(processed_tokens=sampled + num_reads * num_tokens)
+        meters.add(deduplication_actor=torch.stack(rows).sum() / num_tokens)
         meters.add(q_fresh=torch.cat(q_values).mean(), advantage_std=torch.cat(credits).std(correction=0))
         if residuals:
             meters.add(residual_std=torch.cat(residuals).std(correction=0))

@@ -30,6 +30,11 @@ def ignore() -> None:
     """An `OnStep` for nobody."""
 
 
+def row_tokens(position_ids: Tensor, action_positions: Tensor) -> Tensor:
+    """Tokens of these actions, each in a row of its own with everything before it: what the original computes."""
+    return (position_ids[action_positions] + 1).sum()
+
+
 class Learner:
     """`insert`, then `update_critic`, then `update_actor`: one iteration of any algorithm.
 
@@ -50,6 +55,7 @@ class Learner:
         self.newest: Int64 = np.empty(0, np.int64)  # ids of the games that the last `insert` stored
         self.ref_logprobs: dict[int, Tensor] = {}  # theirs: of their action tokens under the start policy
         self.staging = DeviceStaging(actor.device)
+        self._steps_on_newest = 0  # since the last `insert`
         self.rng = np.random.default_rng([config.seed, 2])  # which games and turns the actor visits
         group = [{"params": list(actor.parameters()), "lr": self.update.lr}]
         self.actor_step = GuardedStep("actor", group, self.update.max_grad_norm, config.max_skipped_steps)
@@ -61,6 +67,7 @@ class Learner:
                 f"trajectories: {self.config.algorithm} with the loss ppo_clip wants the log-probs of the policy that "
                 "sampled each action, got turns of policy_version < 0, whose log-probs nobody knows"
             )
+        self._steps_on_newest = 0
         first = self.buffer.trajectory_range[1]
         self.buffer.extend(trajectories)
         low, end = self.buffer.trajectory_range
@@ -68,13 +75,15 @@ class Learner:
         self.newest, self.ref_logprobs = games, {}
         if games.size == 0:
             return
-        moved, num_turns = [], 0
+        moved, rows, num_turns, num_tokens = [], [], 0, 0
         for ids, batch, features in self.read_start_policy(games):
             self.ref_logprobs |= by_game(features.token_logprobs, ids, batch)
             moved.append(batch.rollout_logprobs.sum() - features.action.logprob.sum())
             num_turns += sum(batch.num_turns)
             meters.count(processed_tokens=batch.num_tokens)
-        meters.add(kl=torch.stack(moved).sum() / num_turns)
+            rows.append(row_tokens(batch.position_ids, batch.action_positions))
+            num_tokens += batch.num_tokens
+        meters.add(kl=torch.stack(moved).sum() / num_turns, deduplication=torch.stack(rows).sum() / num_tokens)
 
     @torch.no_grad()
     def kl_to_start(self, trajectories: Sequence[Trajectory]) -> float:
@@ -121,11 +130,19 @@ class Learner:
             **more,
         )
         meters.add(actor_loss=out.policy_loss, actor_entropy=out.entropy)
+        if self.samples_are_own and self._steps_on_newest == 0:
+            meters.add(mismatch_kl=out.moved)  # the weights are those that sampled: what is left is the engine's own
+        self._steps_on_newest += 1
         if kind == "ppo_clip":
             meters.add(clip_fraction=out.clip_fraction)
         meters.count(actor_steps=1, useful_tokens=sum(scored.rows.numel() for scored in passes))
         self.actor_step(out.loss, meters, games)
         return out
+
+    @property
+    def samples_are_own(self) -> bool:
+        """The first step after an `insert` is on actions that these very weights have sampled."""
+        return self.config.learns_from_newest
 
     # -- games of the buffer -----------------------------------------------------------------------
 

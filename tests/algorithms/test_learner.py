@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_learners import MakeLM, action_logprobs, make_learner, random_games, sampled_logprobs
+from tiny_learners import MakeLM, action_logprobs, make_learner, prefix, random_games, sampled_logprobs
 
 from archer_fast.config import ActorConfig, BufferConfig, Config, CriticConfig
 from archer_fast.meters import Meters
@@ -30,7 +30,10 @@ def test_the_kl_to_the_start_is_nats_an_action_and_the_same_stored_or_not(
     assert learner.kl_to_start(games) == pytest.approx(wanted, rel=1e-5)
     assert len(learner.buffer) == 0
     learner.insert(games, meters)
-    assert meters.read()["kl"] == pytest.approx(wanted, rel=1e-5)
+    row = meters.read()
+    assert row["kl"] == pytest.approx(wanted, rel=1e-5)
+    rows = sum(prefix(game, i).size + game.turns[i].action_ids.size for game in games for i in range(game.num_turns))
+    assert row["deduplication"] == pytest.approx(rows / sum(game.num_tokens for game in games), rel=1e-6)
 
 
 @pytest.mark.parametrize("max_pass_tokens", [32768, 40])
