@@ -29,6 +29,7 @@ class AdaptedBackbone(Backbone):
         nn.Module.__init__(self)  # not Backbone's: the base has prepared the model
         object.__setattr__(self, "model", base.model)  # borrowed: not in parameters(), nor in state_dict()
         self.tokenizer, self.attention_impl, self.adapter = base.tokenizer, base.attention_impl, name
+        self.checkpoints_activations = base.checkpoints_activations
         self.adapters = base.adapters or Adapters(base.model, base.linear_layers())
         self.peft_config, weights = self.adapters.add(name, lora, seed)
         base.adapters = self.adapters

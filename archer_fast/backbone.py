@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import logging
 import re
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,9 @@ import safetensors
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.activations import NewGELUActivation
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from archer_fast.adapter_folder import base_of, merged
@@ -68,6 +71,7 @@ class Backbone(nn.Module):
         self.tokenizer = tokenizer
         self.adapters: Adapters | None = None  # in the model, where there are any
         self.adapter: str | None = None  # the one that acts in this backbone's passes
+        self.checkpoints_activations = False  # blocks are computed again in backward
         _fuse_activations(model)
         parameter = next(model.parameters())
         self.attention_impl = choose_impl(attention, parameter.device, parameter.dtype)
@@ -114,12 +118,36 @@ class Backbone(nn.Module):
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
         """input_ids, position_ids [T] -> the last layer's hidden states after the final norm, [T, H]."""
+        self._act()
+        with self._checkpointing():
+            out = self.model.base_model(
+                input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, layout=layout
+            )
+        return cast(Tensor, out.last_hidden_state[0])
+
+    def _act(self) -> None:
+        """Let this backbone's adapter, or the base alone, act in what is computed next."""
         if self.adapters is not None:
             self.adapters.activate(self.adapter)
-        out = self.model.base_model(
-            input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, layout=layout
-        )
-        return cast(Tensor, out.last_hidden_state[0])
+
+    @contextmanager
+    def _checkpointing(self) -> Iterator[None]:
+        """Blocks that are entered inside are computed again in backward, under the adapter that acts now."""
+        if not (self.checkpoints_activations and torch.is_grad_enabled()):
+            yield
+            return
+        blocks = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        run = functools.partial(_checkpointed, self._act)
+        for block in blocks:
+            block.training = True  # of the block alone, which asks for it; what is in it stays in eval mode
+            block.gradient_checkpointing = True
+            block._gradient_checkpointing_func = run  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            for block in blocks:
+                block.training = block.gradient_checkpointing = False
+                del block._gradient_checkpointing_func
 
     def frozen_copy(self) -> Backbone:
         """The same weights now, never trained: the reference policy and the frozen critic trunk."""
@@ -127,6 +155,7 @@ class Backbone(nn.Module):
         if self.adapters is not None:
             _drop_adapters(model)
         twin = Backbone(model, self.tokenizer, self.attention_impl)
+        twin.checkpoints_activations = self.checkpoints_activations
         twin.requires_grad_(False)
         return twin
 
@@ -189,6 +218,20 @@ class Backbone(nn.Module):
             self.model.load_state_dict(saved.state_dict())
         except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
             raise ValueError(f"{folder}: wanted the weights of this model: {error}") from error
+
+
+def _checkpointed(act: Callable[[], None], block: Callable[..., Any], *args: Any) -> Any:
+    """Other passes may lie between this one and its backward: the adapter that acts here must act there again."""
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        act()
+        yield
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), again()
+
+    return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
 def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> int:

@@ -96,7 +96,14 @@ def _memory(backbone: Backbone, config: Config, games: list[Trajectory]) -> Find
     workload = Workload(turns, observed, acted)
     fused = backbone.attention_impl in ("flash_attention_2", "varlen")
     shape = game_shape(config, workload)
-    costs = count(backbone.model.config.to_dict(), dtype, config.model.lora, shape, fused=fused)
+    costs = count(
+        backbone.model.config.to_dict(),
+        dtype,
+        config.model.lora,
+        shape,
+        fused=fused,
+        checkpointing=config.model.activation_checkpointing,
+    )
     plan = make_plan(costs, config, workload)
     loaded = sum(p.numel() * p.element_size() for p in backbone.parameters())
     if device.type == "cuda":

@@ -32,6 +32,7 @@ def plan(args: PlanArgs, config: Config) -> None:
         config.model.lora,
         game_shape(config, workload),
         fused=config.model.dtype != "float32",
+        checkpointing=config.model.activation_checkpointing,
     )
     made = make_plan(costs, config, workload)
     if args.json is not None:

@@ -116,6 +116,9 @@ class ModelConfig:
     max_pass_tokens: int = 32768
     """Tokens of one pass over stored games, forward alone or with backward: more are cut into several passes with the
     same result. Games are never split, so the longest one of a batch is a pass of its own where it is longer."""
+    activation_checkpointing: bool = False
+    """Keep the input of each decoder block alone and compute the block again in backward (arXiv 1604.06174): far less
+    memory a token of a pass with gradients, for a third more FLOPs (half as many again with adapters)."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`; auto takes a GPU where there is one."""
     threads: int | None = None

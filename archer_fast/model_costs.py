@@ -119,9 +119,18 @@ class LiveMemory(TorchDispatchMode):
         self.now -= self._sizes.pop(key)
 
 
-def count(config: dict[str, Any], dtype: torch.dtype, lora: LoRAConfig, game: GameShape, *, fused: bool) -> ModelCosts:
+def count(
+    config: dict[str, Any],
+    dtype: torch.dtype,
+    lora: LoRAConfig,
+    game: GameShape,
+    *,
+    fused: bool,
+    checkpointing: bool = False,
+) -> ModelCosts:
     """The costs of the model of a Hugging Face configuration, in a few seconds and without its weights.
 
+    checkpointing: blocks are computed again in backward (`model.activation_checkpointing`).
     fused: attention by a variable-length kernel (CUDA in half precision); else `attention`'s `sdpa`, with its copies.
     In both no matrix of scores is kept and a key that is not seen costs nothing; the scores of branches are kept, as
     `attention.branch_attention` does.
@@ -138,6 +147,7 @@ def count(config: dict[str, Any], dtype: torch.dtype, lora: LoRAConfig, game: Ga
         raise ValueError(f"model: nothing is made of this {architecture} configuration: {error}") from error
     cast(nn.Module, model).to(dtype)
     base = Backbone(model, tokenizer=None)
+    base.checkpoints_activations = checkpointing
     num_parameters = sum(p.numel() for p in base.parameters())
     trunk = _TraceLayout(fused)
     base.requires_grad_(False)
@@ -207,11 +217,16 @@ _PRODUCTS_FORWARD, _PRODUCTS_BACKWARD = 2, 5
 
 
 def _plain_pass(backbone: Backbone, layout: _TraceLayout, *, train: bool) -> PassCosts:
-    (few, few_bytes), (many, many_bytes) = (_trace(backbone, layout, n, train=train) for n in _TOKENS)
-    products = _PRODUCTS_FORWARD + (_PRODUCTS_BACKWARD if train else 0)
+    few, many = _TOKENS
+    memory = _peak(backbone, layout, many, train=train) - _peak(backbone, layout, few, train=train)
+    # Not in the passes above: torch's counter keeps tensors alive.
+    with FlopCounterMode(display=False) as counter:
+        _pass(backbone, layout, 1, train=train)
+    products = _PRODUCTS_FORWARD
+    if train:
+        products += _PRODUCTS_BACKWARD + backbone.checkpoints_activations * _PRODUCTS_FORWARD
     of_pair = 2 * products * layout.query_heads * layout.head_dim * backbone.num_layers
-    more = _TOKENS[1] - _TOKENS[0]
-    return PassCosts((many - few) / more, of_pair, (many_bytes - few_bytes) / more)
+    return PassCosts(counter.get_total_flops(), of_pair, memory / (many - few))
 
 
 def _tree_memory(backbone: Backbone, trunk: _TraceLayout, game: GameShape) -> float:
@@ -226,17 +241,22 @@ def _tree_memory(backbone: Backbone, trunk: _TraceLayout, game: GameShape) -> fl
         index = torch.empty(games, game.tokens, dtype=torch.int64, device="meta")
         grids = [BranchGrid(mask, ids, ids, game.branch_tokens)] if own else []
         layout = TreeLayout(cast(Any, trunk), index, grids)
-        found.append(_trace(backbone, layout, num_trunk + own, train=True)[1])
+        found.append(_peak(backbone, layout, num_trunk + own, train=True))
     return (found[1] - found[0]) / num_games
 
 
-def _trace(backbone: Backbone, layout: Layout, num_tokens: int, *, train: bool) -> tuple[int, int]:
-    """FLOPs of products with weights (and of branches' attention), and bytes at the peak."""
-    ids = torch.zeros(num_tokens, dtype=torch.int32, device="meta")
-    counter = FlopCounterMode(display=False)
+def _peak(backbone: Backbone, layout: Layout, num_tokens: int, *, train: bool) -> int:
+    """Bytes at the peak of a pass, above those of the weights."""
     known = [*backbone.model.parameters(), *backbone.model.buffers()]
-    with LiveMemory(known) as live, counter, torch.set_grad_enabled(train):
+    with LiveMemory(known) as live:
+        _pass(backbone, layout, num_tokens, train=train)
+    peak: int = live.peak
+    return peak
+
+
+def _pass(backbone: Backbone, layout: Layout, num_tokens: int, *, train: bool) -> None:
+    ids = torch.zeros(num_tokens, dtype=torch.int32, device="meta")
+    with torch.set_grad_enabled(train):
         hidden = backbone(ids, ids, layout)
         if train:
             torch.autograd.grad(hidden, list(backbone.parameters()), torch.empty_like(hidden), allow_unused=True)
-    return counter.get_total_flops(), live.peak

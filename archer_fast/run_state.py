@@ -350,6 +350,7 @@ class RunState:
 
 def _actor(config: Config, folder: RunFolder, start: Backbone) -> Backbone:
     """What trains: an adapter on the start policy, or a copy of it."""
+    start.checkpoints_activations = config.model.activation_checkpointing  # and so does whatever is made of it
     if config.model.lora.rank:
         return AdaptedBackbone(start, "actor", config.model.lora, seed=config.seed, home=folder.start.absolute())
     return start.frozen_copy()

@@ -199,6 +199,14 @@ def test_a_run_of_adapters_goes_on_bit_by_bit(lora_run: Path, tmp_path: Path) ->
     assert_same_run(lora_run, tmp_path / "run")
 
 
+def test_a_run_that_computes_its_blocks_again_is_the_same(lora_run: Path, tmp_path: Path) -> None:
+    """Another adapter has acted between a pass and its backward (the target's, where the critic has one)."""
+    config = RunFolder.existing(lora_run).load_config()
+    config.out, config.model.activation_checkpointing = str(tmp_path / "run"), True
+    run(config)
+    assert_same_run(lora_run, tmp_path / "run")
+
+
 def test_a_run_that_was_moved_finds_its_base(
     lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from archer_fast.attention import PackedLayout
 from archer_fast.backbone import Backbone, borrowed, build_causal_lm, load_backbone, stop_token_id
+from archer_fast.model_costs import LiveMemory
 from archer_fast.tiny_model import STOP_TOKEN, train_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -251,3 +252,41 @@ def test_gelu_of_gpt2_is_one_kernel_and_given_back(make_lm: MakeLM) -> None:
         torch.testing.assert_close(model(ids).logits, wanted, rtol=1e-5, atol=1e-5)
     assert [type(block.mlp.act) for block in model.transformer.h] == kinds
     assert torch.equal(model(ids).logits, wanted)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "reference"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_that_are_computed_again_give_the_same_gradients(make_lm: MakeLM, family: str, attention: Any) -> None:
+    backbone = Backbone(make_lm(family, **FAMILIES[family]), None, attention)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, backbone.vocab_size, (12,), generator=generator)
+    positions = torch.cat([torch.arange(7), torch.arange(5)])
+    cu_seqlens = torch.tensor([0, 7, 12], dtype=torch.int32)
+    found = []
+    for backbone.checkpoints_activations in (False, True):
+        backbone.zero_grad()
+        with LiveMemory(backbone.parameters()) as memory:
+            hidden = backbone(ids, positions, backbone.layout(cu_seqlens, (7, 5)))
+            kept = memory.now
+            hidden.square().sum().backward()
+        gradients = {name: p.grad for name, p in backbone.named_parameters() if p.grad is not None}
+        found.append((hidden.detach(), gradients, kept))
+    (hidden, plain, all_kept), (again, checkpointed, few_kept) = found
+    assert torch.equal(hidden, again) and plain.keys() == checkpointed.keys() and len(plain) > 10
+    assert all(torch.equal(plain[name], checkpointed[name]) for name in plain)
+    assert few_kept < all_kept / 2, "it ran"
+    assert not any(module.training for module in backbone.modules()), "no block is left in training mode"
+
+
+def test_no_block_is_computed_twice_without_gradients(make_lm: MakeLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = Backbone(make_lm(), None)
+    backbone.checkpoints_activations = True
+    copied = backbone.frozen_copy()
+    assert copied.checkpoints_activations
+    monkeypatch.setattr("archer_fast.backbone.checkpoint", None)
+    ids = torch.tensor([1, 2, 3])
+    with torch.no_grad():
+        copied(ids, torch.arange(3), copied.layout(torch.tensor([0, 3], dtype=torch.int32), (3,)))
+    with pytest.raises(TypeError, match="NoneType"):
+        backbone(ids, torch.arange(3), backbone.layout(torch.tensor([0, 3], dtype=torch.int32), (3,)))
+    assert not any(module.training for module in backbone.modules()), "after a fault neither"

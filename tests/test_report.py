@@ -42,6 +42,14 @@ ROWS = [
             "seconds_actor": 0.5,
             "seconds_other": 0.0,
             "tokens_per_second": 857.1,
+            "tokens_per_second_rollout": 1500.0,
+            "tokens_per_second_actor": 3000.0,
+            "deduplication": 6.5,
+            "deduplication_actor": 7.5,
+            "staleness_p10": 0.0,
+            "staleness_p50": 8.0,
+            "staleness_p90": 56.0,
+            "mismatch_kl": 1e-6,
         }
         for i in (1, 2)
     ),
@@ -169,10 +177,12 @@ def test_curves_are_drawn_and_every_panel_says_what_it_is(monkeypatch: pytest.Mo
     red = np.all(np.abs(image[..., :3] - np.array([0xE1, 0x57, 0x59]) / 255) < 0.02, axis=-1)
     assert red.sum() > 200, "the evaluations are seen"
     panels = {panel.get_title(): panel for panel in figures[0].axes}
-    assert len(panels) == 10 and all(panel.get_xlabel() == "games" for panel in panels.values())
+    assert len(panels) == 14 and all(panel.get_xlabel() == "games" for panel in panels.values())
     lines = {line.get_label(): line for panel in panels.values() for line in panel.get_lines()}
     assert lines["rollouts"].get_xydata().tolist() == [[100, pytest.approx(0.1)], [200, pytest.approx(0.2)]]
     assert lines["processed"].get_ydata().tolist() == [0.003, 0.006]
+    assert lines["median"].get_ydata().tolist() == [8.0, 8.0]
+    assert lines["actor"].get_ydata().tolist() == [3000.0, 3000.0]
     low, high = panels["critic: explained variance of its targets"].get_ylim()
     assert (low, high) == pytest.approx((-0.52, 1.02))
     assert not any(text.get_text() == "nothing yet" for panel in panels.values() for text in panel.texts)
