@@ -118,7 +118,8 @@ def advice(plan: Plan, config: Config, memory: float) -> str:
     tokens = plan.max_pass_tokens(memory)
     if tokens >= plan.game_in_pass:
         now = config.model.max_pass_tokens
-        more = "there is room for more" if tokens > now else "the present value is too large"
+        spare = "" if config.model.activation_checkpointing else "; or --model.activation-checkpointing"
+        more = "there is room for more" if tokens > now else f"the present value is too large{spare}"
         return f"largest passes: --model.max-pass-tokens {tokens} (now {now}: {more if tokens != now else 'just that'})"
     if tokens > 0:
         return (

@@ -299,7 +299,7 @@ def test_the_command_says_what_fits(capsys: pytest.CaptureFixture[str], tmp_path
 @pytest.mark.parametrize(
     ("options", "advice"),
     [
-        (["--memory-share", "0.08"], r"--model\.max-pass-tokens \d+ \(now 32768: the present value is too large\)"),
+        (["--memory-share", "0.08"], r"--model\.max-pass-tokens \d+ \(now 32768: the present value is too large; or --model\.act"),
         (
             ["--memory-share", "0.065", "--workload.turns", "60"],
             "fewer --actor.states-per-game or --actor.alternatives",
