@@ -52,7 +52,9 @@ class PlanArgs:
 
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     gpu: Literal["a100", "h100", "h200"] = "h100"
-    """One of it: several are not used yet."""
+    """Which one: data-sheet peaks of an A100 80 GB, H100 80 GB, H200 141 GB, all SXM."""
+    gpus: int = 1
+    """How many; a run uses one of them so far."""
     memory_share: float = 0.9
     """Of the GPU's memory that the run may fill; the rest is for the library's workspaces and fragmentation."""
     workload: Workload = field(default_factory=Workload)
@@ -66,6 +68,8 @@ class PlanArgs:
     def check(self) -> None:
         w = self.workload
         _at_least(**{f"workload.{name.replace('_', '-')}": (getattr(w, name), 1) for name in w.__slots__})
+        if self.gpus != 1:
+            raise ValueError(f"gpus: wanted 1, a run does not use several yet, got {self.gpus}")
         if not 0 < self.memory_share <= 1:
             raise ValueError(f"memory-share: wanted above 0 and at most 1, got {self.memory_share:g}")
         if self.json is not None and (self.json.is_dir() or not self.json.absolute().parent.is_dir()):

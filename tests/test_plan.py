@@ -299,7 +299,10 @@ def test_the_command_says_what_fits(capsys: pytest.CaptureFixture[str], tmp_path
 @pytest.mark.parametrize(
     ("options", "advice"),
     [
-        (["--memory-share", "0.08"], r"--model\.max-pass-tokens \d+ \(now 32768: the present value is too large; or --model\.act"),
+        (
+            ["--memory-share", "0.08"],
+            r"--model\.max-pass-tokens \d+ \(now 32768: .* too large; or --model\.activation-ch",
+        ),
         (
             ["--memory-share", "0.065", "--workload.turns", "60"],
             "fewer --actor.states-per-game or --actor.alternatives",
@@ -332,6 +335,7 @@ def test_a_local_folder_is_planned_by_its_config(tmp_path: Path, capsys: pytest.
         ([*SMALL_MODEL, "--json", "/nowhere/plan.json"], "json: wanted a file in a folder that is there"),
         ([*SMALL_MODEL, "--model.lora.rank", "2", "--model.lora.targets", "q"], "wanted linear layers of this model"),
         ([*SMALL_MODEL, "--gpu", "v100"], "v100"),
+        ([*SMALL_MODEL, "--gpus", "8"], "gpus: wanted 1, a run does not use several yet, got 8"),
     ],
 )
 def test_bad_input(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
