@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from archer_fast.adapted_backbone import AdaptedBackbone
 from archer_fast.algorithms import make_learner
+from archer_fast.algorithms.learner import Learner
 from archer_fast.backbone import Backbone, build_causal_lm
 from archer_fast.buffer import TrajectoryBuffer
 from archer_fast.cli import main
@@ -120,14 +121,34 @@ CASES = {
 }
 
 
+def make_real(
+    architecture: str, config: Config, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[Learner, list[torch.Tensor]]:
+    """A learner of a random model whose actions never end by themselves, and all weights that it holds."""
+    rank = config.model.lora.rank
+    torch.manual_seed(0)
+    model = build_causal_lm(architecture, **MODELS[architecture])
+    cast(torch.nn.Module, model).to(device, dtype)
+    start = Backbone(model, None).requires_grad_(False)
+    start.checkpoints_activations = config.model.activation_checkpointing
+    actor = AdaptedBackbone(start, "actor", config.model.lora) if rank else start.frozen_copy()
+    actor.requires_grad_(True)
+    generator = torch.Generator(device).manual_seed(0)
+    engine = EmbeddedEngine(actor, -1, num_slots=GAMES, max_new_tokens=WORK.action_tokens, generator=generator)
+    row_bytes = FeatureLayout.of(start).row_bytes if config.keeps_features else 0
+    buffer = TrajectoryBuffer(1 << 16, config.buffer.max_trajectories, 0, feature_bytes=row_bytes, max_feature_memory=0)
+    learner = make_learner(config, actor, start, engine, buffer)
+    known = [*start.model.parameters(), *actor.parameters()]
+    return learner, known + [p for module in learner.modules().values() for p in module.parameters()]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_phases_of_a_real_iteration_are_within_a_tenth_of_the_plan(case: str) -> None:
     """FLOPs by torch's counter, memory by what the operations allocate; the counter does not see torch's CPU attention
     nor inside our ops, so that the plan's share of those is taken off it."""
     architecture, config = CASES[case]
-    sizes, rank = MODELS[architecture], config.model.lora.rank
     costs = count(
-        {"model_type": architecture, **sizes},
+        {"model_type": architecture, **MODELS[architecture]},
         torch.float32,
         config.model.lora,
         game_shape(config, WORK),
@@ -138,19 +159,8 @@ def test_phases_of_a_real_iteration_are_within_a_tenth_of_the_plan(case: str) ->
     unseen = make_plan(without_attention_and_head(costs), config, WORK)
     flops = {phase.name: phase.flops for phase in unseen.phases}
 
-    torch.manual_seed(0)
-    start = Backbone(build_causal_lm(architecture, **sizes), None).requires_grad_(False)
-    start.checkpoints_activations = config.model.activation_checkpointing
-    actor = AdaptedBackbone(start, "actor", config.model.lora) if rank else start.frozen_copy()
-    actor.requires_grad_(True)
-    generator = torch.Generator().manual_seed(0)
-    engine = EmbeddedEngine(actor, -1, num_slots=GAMES, max_new_tokens=WORK.action_tokens, generator=generator)
-    row_bytes = FeatureLayout.of(start).row_bytes if config.keeps_features else 0
-    buffer = TrajectoryBuffer(1 << 16, config.buffer.max_trajectories, 0, feature_bytes=row_bytes, max_feature_memory=0)
-    learner = make_learner(config, actor, start, engine, buffer)
+    learner, known = make_real(architecture, config)
     meters = Meters()
-    known = [*start.model.parameters(), *actor.parameters()]
-    known += [p for module in learner.modules().values() for p in module.parameters()]
 
     def measured(act: Callable[[], object]) -> tuple[float, int, float]:
         """Twice, since torch's counter keeps tensors alive."""
@@ -176,6 +186,32 @@ def test_phases_of_a_real_iteration_are_within_a_tenth_of_the_plan(case: str) ->
         assert plan[name].tokens == pytest.approx(real_tokens, rel=0.1), (name, "tokens")
         if plan[name].tokens:  # heads alone take next to nothing
             assert plan[name].memory == pytest.approx(real_memory, rel=0.1), (name, "memory")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", ["default", "adapters", "checkpointing", "adapters and checkpointing"])
+def test_memory_of_a_real_iteration_on_a_gpu(case: str) -> None:
+    """By the allocator's own count, in bfloat16 with a variable-length kernel."""
+    architecture, config = CASES[case]
+    config = replace(config, actor=replace(config.actor, batch_games=GAMES))
+    costs = count(
+        {"model_type": architecture, **MODELS[architecture]},
+        torch.bfloat16,
+        config.model.lora,
+        game_shape(config, WORK),
+        fused=True,
+        checkpointing=config.model.activation_checkpointing,
+    )
+    (plan,) = (phase for phase in make_plan(costs, config, WORK).phases if phase.name == "actor")
+    learner, _ = make_real(architecture, config, "cuda", torch.bfloat16)
+    learner.insert(games(), Meters())
+    learner.update_critic(Meters())
+    learner.update_actor(Meters())
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    learner.update_actor(Meters())
+    assert plan.memory == pytest.approx(torch.cuda.max_memory_allocated() - before, rel=0.1)
 
 
 def without_attention_and_head(costs: ModelCosts) -> ModelCosts:
