@@ -239,6 +239,8 @@ class _Work:
     def actor(self) -> Phase:
         c, g, update = self.costs, self.game, self.config.update
         steps, games = update.epochs, self._step_games
+        if not steps:  # CHAI: the policy never moves
+            return Phase("actor", 0.0, 0.0, 0.0, 0.0)
         own = games * self.branches * g.action_tokens
         tokens, pairs = games * self.tokens_of_tree, games * g.game_pairs + own * g.history_tokens
         flops = self.training.of(tokens, pairs)

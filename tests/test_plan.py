@@ -273,6 +273,11 @@ def test_the_sums_of_one_iteration() -> None:
     assert plan.savings[-1].original == rollouts + draws + actions * (sampled + row + 3 * row + 3 * row * head)
 
 
+def test_a_policy_that_never_moves_takes_nothing() -> None:
+    actor = make_plan(ROUND, config_of(actor=ActorConfig(epochs=0)), WORK).phases[-1]
+    assert (actor.name, actor.tokens, actor.flops, actor.memory) == ("actor", 0, 0, 0)
+
+
 def test_what_stays_in_memory_by_role() -> None:
     def roles(costs: ModelCosts, **critic: Any) -> dict[str, float]:
         found = make_plan(costs, config_of(critic=CriticConfig(hidden_size=32, **critic)), WORK).roles
