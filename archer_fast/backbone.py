@@ -137,10 +137,9 @@ class Backbone(nn.Module):
             yield
             return
         blocks = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
-        run = functools.partial(_checkpointed, self._act)
         for block in blocks:
-            block.training = True  # of the block alone, which asks for it; what is in it stays in eval mode
-            block.gradient_checkpointing = True
+            block.training = block.gradient_checkpointing = True  # the first until transformers has asked for it
+            run = functools.partial(_checkpointed, self._act, block)
             block._gradient_checkpointing_func = run  # type: ignore[assignment]
         try:
             yield
@@ -220,8 +219,13 @@ class Backbone(nn.Module):
             raise ValueError(f"{folder}: wanted the weights of this model: {error}") from error
 
 
-def _checkpointed(act: Callable[[], None], block: Callable[..., Any], *args: Any) -> Any:
-    """Other passes may lie between this one and its backward: the adapter that acts here must act there again."""
+def _checkpointed(act: Callable[[], None], block: nn.Module, forward: Callable[..., Any], *args: Any) -> Any:
+    """The forward of a block, again in backward.
+
+    Other passes may lie between the two: the adapter that acts here must act there again. And dropout that stands in
+    the block itself (OPT) must be off in both.
+    """
+    block.training = False
 
     @contextmanager
     def again() -> Iterator[None]:
@@ -231,7 +235,7 @@ def _checkpointed(act: Callable[[], None], block: Callable[..., Any], *args: Any
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), again()
 
-    return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
 def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,5 +108,11 @@ def _memory(backbone: Backbone, config: Config, games: list[Trajectory]) -> Find
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = _available_memory()
     return check_memory(plan.peak, free + loaded, advice(plan, config, free + loaded))
+
+
+def _available_memory(file: Path = Path("/proc/meminfo")) -> int:
+    """Bytes that a new process may take without swapping, the page cache counted as free (Linux)."""
+    (line,) = (line for line in file.read_text().splitlines() if line.startswith("MemAvailable:"))
+    return int(line.split()[1]) * 1024

@@ -103,6 +103,8 @@ def _print(
         highlight=False,
         soft_wrap=True,
     )
+    if config.rollout.best_of > 1:
+        console.print("not counted: the critic's choice among rollout.best_of actions", highlight=False)
     console.print(advice(plan, config, memory), highlight=False, soft_wrap=True, markup=False)
 
 
@@ -115,6 +117,11 @@ def _quantity(value: float, unit: str) -> str:
 
 def advice(plan: Plan, config: Config, memory: float) -> str:
     """The knob that decides whether it fits into `memory` bytes."""
+    if plan.resident <= memory < plan.resident + plan.sampling:
+        return (
+            f"the fresh actions of a step are sampled at once and take {plan.sampling / 1e9:.1f} GB: fewer "
+            "--actor.batch-games, --actor.states-per-game or --actor.alternatives, or shorter games"
+        )
     tokens = plan.max_pass_tokens(memory)
     if tokens >= plan.game_in_pass:
         now = config.model.max_pass_tokens

@@ -67,6 +67,7 @@ class ModelCosts:
     kv_bytes: int  # keys and values of a token
     reading: PassCosts  # without gradients, of a frozen base
     training: PassCosts  # forward and backward of what trains
+    whole: PassCosts  # forward and backward where all weights train
     tree: float  # bytes a game at the peak of a training pass over games with their branches
     adapted: bool
 
@@ -143,18 +144,23 @@ def count(
     try:
         with torch.device("meta"):
             model = build_causal_lm(architecture, **values)
-    except (AttributeError, TypeError, ZeroDivisionError, RuntimeError) as error:
-        raise ValueError(f"model: nothing is made of this {architecture} configuration: {error}") from error
+    except Exception as error:  # transformers and huggingface_hub raise errors of their own
+        raise ValueError(f"model: no decoder is made of this {architecture}: {_first_line(error)}") from error
     cast(nn.Module, model).to(dtype)
     base = Backbone(model, tokenizer=None)
     base.checkpoints_activations = checkpointing
     num_parameters = sum(p.numel() for p in base.parameters())
     trunk = _TraceLayout(fused)
-    base.requires_grad_(False)
-    reading = _plain_pass(base, trunk, train=False)
-    trained = AdaptedBackbone(base, "actor", lora) if lora.rank else base
-    trained.requires_grad_(True)
-    training = _plain_pass(trained, trunk, train=True)
+    try:
+        reading = _plain_pass(base, trunk, train=False)
+        training = whole = _plain_pass(base, trunk, train=True)
+    except Exception as error:  # whatever another's model raises
+        raise ValueError(f"model: no pass runs through this {architecture}: {_first_line(error)}") from error
+    trained = base
+    if lora.rank:
+        base.requires_grad_(False)
+        trained = AdaptedBackbone(base, "actor", lora)
+        training = _plain_pass(trained, trunk, train=True)
     parameters = list(trained.parameters())
     return ModelCosts(
         num_parameters=num_parameters,
@@ -167,9 +173,15 @@ def count(
         kv_bytes=2 * base.num_layers * trunk.kv_heads * trunk.head_dim * dtype.itemsize,
         reading=reading,
         training=training,
+        whole=whole,
         tree=_tree_memory(trained, trunk, game),
         adapted=lora.rank > 0,
     )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
 
 
 class _TraceLayout:

@@ -74,9 +74,12 @@ class Plan:
     roles: dict[str, float]  # bytes that stay through the run, by role
     phases: list[Phase]
     savings: list[Saving]
-    pass_memory: float  # bytes a token of the dearest pass with gradients
-    pass_fixed: float  # bytes of that pass that do not grow with its tokens
-    game_in_pass: int  # tokens of the longest game in it, its branches included
+    pass_memory: float  # bytes a token of the actor's pass with gradients
+    gradients: float  # bytes of the actor's
+    vocabulary: float  # bytes of the chunk of logits, and of what is summed over chunks
+    sampling: float  # bytes at the peak of sampling fresh actions, of all games of a step at once
+    game_in_pass: int  # tokens of a game in the actor's pass, its branches included
+    step_tokens: int  # of all games of an actor's step
 
     @property
     def resident(self) -> float:
@@ -88,10 +91,15 @@ class Plan:
 
     def max_pass_tokens(self, memory: float) -> int:
         """The largest `model.max_pass_tokens` whose passes fit into this memory; 0 where nothing fits."""
-        others = max(phase.memory for phase in self.phases if phase.name != "actor")
+        others = max(self.sampling, *(phase.memory for phase in self.phases if phase.name != "actor"))
         if self.resident + others > memory:
             return 0
-        return max(0, int((memory - self.resident - self.pass_fixed) / self.pass_memory))
+        room = memory - self.resident - self.vocabulary
+        whole = int((room - self.gradients) / self.pass_memory)
+        if whole >= self.step_tokens:
+            return whole
+        # Several passes a step: the sum of their gradients lies beside those of the one that runs.
+        return max(0, min(int((room - 2 * self.gradients) / self.pass_memory), self.step_tokens - 1))
 
 
 def game_shape(config: Config, workload: Workload) -> GameShape:
@@ -110,7 +118,17 @@ def make_plan(costs: ModelCosts, config: Config, workload: Workload) -> Plan:
     if config.algorithm == "archer":
         phases.append(work.critic())
     phases.append(work.actor())
-    return Plan(work.roles(), phases, list(work.savings()), work.pass_memory, work.pass_fixed, work.tokens_of_tree)
+    return Plan(
+        roles=work.roles(),
+        phases=phases,
+        savings=list(work.savings()),
+        pass_memory=work.pass_memory,
+        gradients=costs.trained_bytes,
+        vocabulary=work.vocabulary,
+        sampling=work.sampling,
+        game_in_pass=work.tokens_of_tree,
+        step_tokens=work.step_games * work.tokens_of_tree,
+    )
 
 
 class _Work:
@@ -125,7 +143,7 @@ class _Work:
         self.trunk = config.critic.trunk if self.is_archer else "frozen"
         self.shape = game_shape(config, workload)
         self.branches, self.tokens_of_tree = self.shape.branches, self.shape.pass_tokens
-        self.grows_tree = self.branches > 0
+        self.grows_tree, self.steps = self.branches > 0, config.update.epochs
 
     # -- memory ------------------------------------------------------------------------------------
 
@@ -161,14 +179,18 @@ class _Work:
         return self.costs.tree / self.shape.pass_tokens
 
     @property
-    def pass_fixed(self) -> float:
-        """The gradients that are summed over the passes, those of the pass that runs, and the vocabulary's chunk."""
+    def vocabulary(self) -> float:
+        """The chunk of logits, and where the matrix trains what is summed over chunks."""
         c = self.costs
-        vocabulary = min(_LOGITS_CHUNK, 1.5 * _FLOAT * c.vocab_size * self._scored * self._step_games)
+        vocabulary = min(_LOGITS_CHUNK, 1.5 * _FLOAT * c.vocab_size * self._scored * self.step_games)
         if not c.adapted:  # the sum of the weight's gradient over the chunks is kept in float32
             vocabulary += _FLOAT * c.vocab_size * c.hidden_size
-        passes = self._step_games * self.tokens_of_tree / self._tokens_of_pass
-        return min(2, math.ceil(passes)) * c.trained_bytes + vocabulary
+        return vocabulary
+
+    @property
+    def sampling(self) -> float:
+        """Fresh actions of all games of an actor's step, where it samples any."""
+        return self._sampling_memory(self.step_games, self.branches) if self.grows_tree and self.steps else 0.0
 
     @property
     def _scored(self) -> float:
@@ -180,11 +202,14 @@ class _Work:
     def _tokens_of_pass(self) -> float:
         """Of the actor's passes: games are not split."""
         most = max(self.config.model.max_pass_tokens, self.tokens_of_tree)
-        return min(most // self.tokens_of_tree, self._step_games) * self.tokens_of_tree
+        return min(most // self.tokens_of_tree, self.step_games) * self.tokens_of_tree
 
     @property
-    def _step_games(self) -> int:
-        return min(self.config.update.batch_games, max(self.config.rollout.games, self.config.buffer.max_trajectories))
+    def step_games(self) -> int:
+        """Games of an actor's step: of the newest, or of the replay."""
+        config = self.config
+        stored = config.rollout.games if config.learns_from_newest else config.buffer.max_trajectories
+        return min(config.update.batch_games, stored)
 
     def _reading_memory(self, num_games: float) -> float:
         tokens = min(self.config.model.max_pass_tokens, num_games * self.game.game_tokens)
@@ -217,13 +242,15 @@ class _Work:
         if self.trunk != "frozen":
             games = transitions / g.turns
             of_target = self.trunk != "shared"
-            flops += self.training.of(games * g.game_tokens, games * g.game_pairs)
+            training = c.whole if self.trunk == "separate" else self.training
+            flops += training.of(games * g.game_tokens, games * g.game_pairs)
             flops += of_target * self.reading.of(games * g.game_tokens, games * g.game_pairs)
             tokens += games * g.game_tokens * (1 + of_target)
             read += critic.epochs * c.weight_bytes * (3 + of_target)
             # The target's trunk reads while the other's activations wait for their backward.
-            kept = self.training.memory + of_target * self.reading.memory
-            memory = kept * critic.batch_turns / g.turns * g.game_tokens + c.trained_bytes
+            kept = training.memory + of_target * self.reading.memory
+            gradients = c.weight_bytes if self.trunk == "separate" else c.trained_bytes
+            memory = kept * critic.batch_turns / g.turns * g.game_tokens + gradients
         if critic.value_target == "resample":
             # Every game of the replay that is drawn from is read once to sample, once to be valued, with its branches.
             games = min(self.config.buffer.max_trajectories, transitions)
@@ -238,7 +265,7 @@ class _Work:
 
     def actor(self) -> Phase:
         c, g, update = self.costs, self.game, self.config.update
-        steps, games = update.epochs, self._step_games
+        steps, games = update.epochs, self.step_games
         if not steps:  # CHAI: the policy never moves
             return Phase("actor", 0.0, 0.0, 0.0, 0.0)
         own = games * self.branches * g.action_tokens
@@ -247,7 +274,7 @@ class _Work:
         flops += games * self._scored * c.head_flops * (2 if c.adapted else 3)  # the gradient is made in the forward
         passes = math.ceil(tokens / self._tokens_of_pass)
         passed, read = tokens, passes * 3.0 * c.weight_bytes
-        memory = self.pass_memory * self._tokens_of_pass + self.pass_fixed
+        memory = self.pass_memory * self._tokens_of_pass + self.vocabulary + min(2, passes) * c.trained_bytes
         if self.is_archer:
             reads = 1 if self.trunk == "frozen" else 2  # by the critic's trunk and by the reference
             flops += reads * (self.reading.of(tokens, pairs) + games * self._scored * c.head_flops)
@@ -257,7 +284,7 @@ class _Work:
             flops += self.reading.of(tokens, pairs) + own * c.head_flops
             passed += tokens
             read += (1 + g.action_tokens) * c.weight_bytes
-            memory = max(memory, self._sampling_memory(games, self.branches))
+            memory = max(memory, self.sampling)
         elif update.kl_coef > 0 and not self.is_archer and not self.config.learns_from_newest:
             flops += self.reading.of(tokens, pairs) + games * self._scored * c.head_flops
             passed += tokens
@@ -306,7 +333,7 @@ class _Work:
             draws = critic.epochs * critic.batch_turns
             total += draws * (trained + forward + following)  # online; the target's of (s, a') and of s'
             total += draws * sampled
-        actions = self.config.update.epochs * self._step_games * (self.branches or g.turns)
+        actions = self.config.update.epochs * self.step_games * (self.branches or g.turns)
         # sampled, valued, and scored with the logits of every token
         total += actions * ((sampled + forward if self.is_archer else 0) + trained + 3 * row * c.head_flops)
         return total

@@ -72,6 +72,7 @@ class RunState:
             generator=self.generator,
         )
         self.learner = make_learner(config, actor, start, self.engine, buffer)
+        self.learner.on_pass = watcher.calling
         self.player = self._player(self.engine)
         self.iteration = 0
         self.num_games = 0

@@ -25,8 +25,8 @@ class StallWatch:
             time.sleep(70)  # no movement for 60 s: rollout 0/32, in WebShop.step (seed 12); stacks: runs/a/stalls.txt
 
     A stall is told once, and once more after the next movement. Where Python's lock is held, so that no thread of
-    Python can speak, faulthandler's own thread still writes the stacks. Time that the whole process was stopped
-    (Ctrl-Z) does not count.
+    Python can speak, faulthandler's own thread writes the stacks after twice the time, and ends the process where that
+    is asked for. Time that the whole process was stopped (Ctrl-Z) does not count, up to twice `config.seconds`.
     """
 
     def __init__(self, watcher: Watcher, config: StallConfig, stacks: Path) -> None:
@@ -81,9 +81,10 @@ class StallWatch:
         seen, quiet, told, last = self._beats, 0.0, False, time.monotonic()
         with self._path.open("a", encoding="utf-8") as stacks:
             # Begun anew at every look: it runs out where this thread cannot look any more.
-            faulthandler.dump_traceback_later(2 * limit, file=stacks)
+            stops = self._config.action == "stop"
+            faulthandler.dump_traceback_later(2 * limit, file=stacks, exit=stops)
             while not self._ended.wait(interval):
-                faulthandler.dump_traceback_later(2 * limit, file=stacks)
+                faulthandler.dump_traceback_later(2 * limit, file=stacks, exit=stops)
                 now = time.monotonic()
                 passed, last = min(now - last, 2 * interval), now
                 if self._beats != seen:
@@ -97,8 +98,9 @@ class StallWatch:
                     faulthandler.dump_traceback(file=stacks)
                     self._tell(limit)
             faulthandler.cancel_dump_traceback_later()
-        if not self._path.stat().st_size:
-            self._path.unlink()
+            said = stacks.tell() > 0
+        if not said:
+            self._path.unlink(missing_ok=True)
 
     def _tell(self, limit: float) -> None:
         stops = self._config.action == "stop"

@@ -290,3 +290,18 @@ def test_no_block_is_computed_twice_without_gradients(make_lm: MakeLM, monkeypat
     with pytest.raises(TypeError, match="NoneType"):
         backbone(ids, torch.arange(3), backbone.layout(torch.tensor([0, 3], dtype=torch.int32), (3,)))
     assert not any(module.training for module in backbone.modules()), "after a fault neither"
+
+
+def test_dropout_that_stands_in_a_block_itself_stays_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OPT asks the block's own `training`, which transformers' checkpointing wants to be on."""
+    sizes = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "dropout": 0.5}
+    model = build_causal_lm("opt", word_embed_proj_dim=32, vocab_size=50, max_position_embeddings=64, **sizes)
+    backbone = Backbone(model, None)
+    ids, layout = torch.arange(1, 9), backbone.layout(torch.tensor([0, 8], dtype=torch.int32), (8,))
+    found = []
+    for backbone.checkpoints_activations in (False, True):
+        backbone.zero_grad()
+        backbone(ids, torch.arange(8), layout).square().sum().backward()
+        found.append({name: p.grad for name, p in backbone.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])

@@ -168,7 +168,7 @@ def test_actions_that_never_end(run: Path, capsys: pytest.CaptureFixture[str]) -
 def test_a_machine_with_too_little_memory(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.sysconf", lambda name: 1000)
+    monkeypatch.setattr("archer_fast.cli_doctor._available_memory", lambda: 1000)
     found = findings(capsys, str(run), "--games", "2", fails=True)
     assert failed(found) == ["memory"] and "GB at the peak of an iteration, 0.00 GB free" in found["memory"][1]
 

@@ -106,7 +106,9 @@ def test_live_memory_counts_what_lives() -> None:
         ({}, "no 'model_type'"),
         ({"model_type": 3}, "no 'model_type'"),
         ({"model_type": "lama"}, "'lama' is unknown to transformers; did you mean 'llama'"),
-        ({"model_type": "llama", "num_attention_heads": 0}, "model: nothing is made of this llama configuration"),
+        ({"model_type": "gpt2", "n_layer": "x"}, "model: no decoder is made of this gpt2: "),
+        ({"model_type": "t5"}, "model: no decoder is made of this t5: .{1,200}$"),
+        ({"model_type": "llama", "num_attention_heads": 0}, "model: no decoder is made of this llama: "),
     ],
 )
 def test_bad_configurations(config: dict[str, Any], message: str) -> None:

@@ -32,7 +32,7 @@ from archer_fast.config import (
 )
 from archer_fast.meters import Meters
 from archer_fast.model_costs import LiveMemory, ModelCosts, PassCosts, count
-from archer_fast.plan import DEVICES, Device, game_shape, make_plan
+from archer_fast.plan import DEVICES, Device, Plan, game_shape, make_plan
 from archer_fast.rollout.embedded import EmbeddedEngine
 from archer_fast.trajectory import Trajectory, Turn
 from archer_fast.turn_features import FeatureLayout
@@ -98,6 +98,13 @@ CASES = {
     "separate trunk": (
         "llama",
         config_of(critic=CriticConfig(trunk="separate", epochs=3, batch_turns=24, warmup_iterations=0)),
+    ),
+    "adapters, separate trunk": (
+        "llama",
+        config_of(
+            critic=CriticConfig(trunk="separate", epochs=3, batch_turns=24, warmup_iterations=0),
+            model=ModelConfig(path="x", lora=LoRAConfig(rank=4)),
+        ),
     ),
     "resample": (
         "llama",
@@ -220,7 +227,9 @@ def without_attention_and_head(costs: ModelCosts) -> ModelCosts:
     def blind(of: PassCosts) -> PassCosts:
         return replace(of, flops_of_pair=0)
 
-    return replace(costs, reading=blind(costs.reading), training=blind(costs.training), vocab_size=0)
+    return replace(
+        costs, reading=blind(costs.reading), training=blind(costs.training), whole=blind(costs.whole), vocab_size=0
+    )
 
 
 # -- sums by hand --------------------------------------------------------------------------------------
@@ -237,6 +246,7 @@ ROUND = ModelCosts(
     kv_bytes=8,
     reading=PassCosts(1.0, 0.0, 3.0),
     training=PassCosts(3.0, 0.0, 7.0),
+    whole=PassCosts(3.0, 0.0, 7.0),
     tree=7.0 * 160,
     adapted=False,
 )
@@ -292,16 +302,32 @@ def test_what_stays_in_memory_by_role() -> None:
     assert roles(lora)["actor: an adap"] == 40 and roles(lora)["actor: Adam's "] == 80
 
 
-def test_the_largest_pass_fits_exactly() -> None:
-    config = config_of(model=ModelConfig(path="x", max_pass_tokens=160))
-    plan = make_plan(ROUND, config, WORK)
-    for memory in (plan.peak, plan.peak + 7 * 160):
-        best = plan.max_pass_tokens(memory)
-        again = make_plan(ROUND, config_of(model=ModelConfig(path="x", max_pass_tokens=best)), WORK)
-        assert again.peak <= memory
-        more = make_plan(ROUND, config_of(model=ModelConfig(path="x", max_pass_tokens=best + 160)), WORK)
-        assert more.peak > memory
-    assert plan.max_pass_tokens(plan.resident) == 0
+@pytest.mark.parametrize("games", [2, 8])
+def test_the_largest_pass_fits_and_a_larger_one_does_not(games: int) -> None:
+    """Where a step is one pass, and where its passes have gradients to sum."""
+
+    def plan_of(max_pass_tokens: int) -> Plan:
+        actor = ActorConfig(batch_games=games, states_per_game=4, alternatives=3)
+        return make_plan(costs, config_of(model=ModelConfig("x", max_pass_tokens=max_pass_tokens), actor=actor), WORK)
+
+    costs = replace(ROUND, tree=1e6, num_trained=1_000_000)  # passes are what takes memory
+    for now in (160, 1 << 20):
+        for games_that_fit in (1, 2, 3, 8):
+            memory = plan_of(160 * games_that_fit).peak + 1
+            best = plan_of(now).max_pass_tokens(memory)
+            assert plan_of(best).peak <= memory, (now, games_that_fit)
+            if games_that_fit + 1 < games:  # a step of one pass has no gradients to sum, and may take less again
+                assert best >= 160 * games_that_fit and plan_of(160 * games_that_fit + 160).peak > memory
+    assert plan_of(160).max_pass_tokens(plan_of(160).resident) == 0
+
+
+def test_a_step_has_no_more_games_than_were_played() -> None:
+    few = config_of(rollout=RolloutConfig(games=2))
+    assert make_plan(ROUND, few, WORK).step_tokens == 2 * 160
+    replay = config_of(
+        rollout=RolloutConfig(games=2), actor=ActorConfig(data="replay", states_per_game=4, alternatives=3)
+    )
+    assert make_plan(ROUND, replay, WORK).step_tokens == 16 * 160
 
 
 def test_time_is_that_of_the_slower_of_the_two() -> None:
@@ -345,9 +371,10 @@ def test_the_command_says_what_fits(capsys: pytest.CaptureFixture[str], tmp_path
             r"--model\.max-pass-tokens \d+ \(now 32768: .* too large; or --model\.activation-ch",
         ),
         (
-            ["--memory-share", "0.065", "--workload.turns", "60"],
+            ["--memory-share", "0.026", "--workload.turns", "60", "--actor.batch-games", "1", "--rollout.games", "4"],
             "fewer --actor.states-per-game or --actor.alternatives",
         ),
+        (["--workload.turns", "1000"], r"sampled at once and take [\d.]+ GB: fewer --actor\.batch-games"),
         (["--memory-share", "0.01"], r"--model\.lora\.rank 16 trains adapters on one base"),
     ],
 )

@@ -146,6 +146,13 @@ def test_a_hang_that_holds_pythons_lock_still_leaves_its_stacks(tmp_path: Path) 
     assert stacks.startswith("Timeout") and "in stuck" in stacks, stacks
 
 
+def test_stop_ends_a_hang_that_holds_pythons_lock(tmp_path: Path) -> None:
+    body = "ctypes.PyDLL(None).sleep(60)"
+    done = subprocess.run(program(tmp_path, 0.3, "stop", body), capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 1 and "went on" not in done.stdout
+    assert "in stuck" in (tmp_path / "stalls.txt").read_text()
+
+
 def test_a_stopped_process_does_not_count_as_stalled(tmp_path: Path) -> None:
     body = "print('begun', flush=True); [(w.advance(0), time.sleep(0.05)) for _ in range(40)]"
     process = subprocess.Popen(program(tmp_path, 1.0, "warn", body), stdout=subprocess.PIPE, text=True)

@@ -79,7 +79,9 @@ class Archer(Learner):
 
     @property
     def samples_are_own(self) -> bool:
-        return self.config.actor.actions == "fresh" or super().samples_are_own
+        if self.config.actor.actions == "fresh":
+            return True
+        return self.config.critic.trunk != "shared" and super().samples_are_own  # else the critic has moved the weights
 
     def complete_features(self) -> int:
         """Read the games in the buffer that lack what a frozen trunk makes of them; how many there were."""
@@ -250,6 +252,7 @@ class Archer(Learner):
         games, inverse, counts = np.unique(owner, return_inverse=True, return_counts=True)
         by_count = np.argsort(counts, kind="stable")
         for chunk in np.array_split(by_count, max(1, -(-games.size // self.config.actor.batch_games))):
+            self.on_pass("sampling of fresh actions")
             chosen = np.sort(chunk)
             batch = self.collate(games[chosen])
             row_of_game = np.full(games.size, -1)
@@ -299,6 +302,7 @@ class Archer(Learner):
         KL(policy || start) of the fresh ones [nats an action]."""
         a, temperature, both = self.config.actor, self.config.rollout.temperature, self.config.actor.actions == "both"
         batch, forwarded = self.collate(games), self.engine.num_forward_tokens
+        self.on_pass("sampling of fresh actions")
         alternatives = self.engine.sample_alternatives(batch, self._choose_states(batch))
         passes, credits, residuals, q_values, moved, rows, num_fresh = [], [], [], [], [], [], 0
         for _, own, tree in self._trees(games, batch, alternatives):

@@ -30,6 +30,10 @@ def ignore() -> None:
     """An `OnStep` for nobody."""
 
 
+def _nobody(what: str) -> None:
+    """An `on_pass` for nobody."""
+
+
 def row_tokens(position_ids: Tensor, action_positions: Tensor) -> Tensor:
     """Tokens of these actions, each in a row of its own with everything before it: what the original computes."""
     return (position_ids[action_positions] + 1).sum()
@@ -55,6 +59,7 @@ class Learner:
         self.newest: Int64 = np.empty(0, np.int64)  # ids of the games that the last `insert` stored
         self.ref_logprobs: dict[int, Tensor] = {}  # theirs: of their action tokens under the start policy
         self.staging = DeviceStaging(actor.device)
+        self.on_pass: Callable[[str], object] = _nobody  # told of the longer passes before they begin
         self._steps_on_newest = 0  # since the last `insert`
         self.rng = np.random.default_rng([config.seed, 2])  # which games and turns the actor visits
         group = [{"params": list(actor.parameters()), "lr": self.update.lr}]
@@ -119,6 +124,7 @@ class Learner:
         **more: float,
     ) -> ActorLoss:
         """One optimizer step on these actions, which stand in these games of the buffer. more: clip, awr_beta."""
+        self.on_pass("the actor's step")
         u: UpdateConfig = self.update
         out = accumulated_actor_loss(
             self.actor,
@@ -160,6 +166,7 @@ class Learner:
     def read_start_policy(self, games: Int64) -> Iterator[tuple[Int64, PackedBatch, GameFeatures]]:
         """Its passes over these games: the ids in each, the batch, and what it makes of it."""
         for part in self.passes(self.buffer.lengths(games).tolist()):
+            self.on_pass("the start policy's reading")
             batch = self.collate(games[part])
             with torch.no_grad():
                 features = read_games(self.reference, batch, self.config.rollout.temperature)

@@ -36,6 +36,17 @@ def test_the_kl_to_the_start_is_nats_an_action_and_the_same_stored_or_not(
     assert row["deduplication"] == pytest.approx(rows / sum(game.num_tokens for game in games), rel=1e-6)
 
 
+def test_the_samplers_mismatch_is_measured_at_equal_weights_alone(make_lm: MakeLM) -> None:
+    def own(**settings: Any) -> bool:
+        critic = CriticConfig(trunk=settings.pop("trunk", "frozen"))
+        found: bool = make_learner(make_lm, Config(critic=critic, actor=ActorConfig(**settings))).samples_are_own
+        return found
+
+    assert own() and own(actions="fresh", data="replay") and own(actions="fresh", trunk="shared")
+    assert not own(data="replay"), "older games are among them"
+    assert not own(trunk="shared"), "the critic has moved the weights"
+
+
 @pytest.mark.parametrize("max_pass_tokens", [32768, 40])
 def test_what_the_start_policy_said_of_the_newest_games_is_kept(make_lm: MakeLM, max_pass_tokens: int) -> None:
     """Game by game, in whatever passes they were read; of those that came before nothing is."""
