@@ -35,7 +35,7 @@ class StallWatch:
         self._phase, self._call = "start", ""
         self._done = 0
         self._total: int | None = None
-        self._ended = threading.Event()
+        self._ended, self._looks = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True, name="archer-fast-stall-watch")
 
     # -- what it is told ---------------------------------------------------------------------------
@@ -68,6 +68,7 @@ class StallWatch:
     def __enter__(self) -> StallWatch:
         if self._config.seconds:
             self._thread.start()
+            self._looks.wait()  # what follows may hold Python's lock for good
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,6 +84,7 @@ class StallWatch:
             # Begun anew at every look: it runs out where this thread cannot look any more.
             stops = self._config.action == "stop"
             faulthandler.dump_traceback_later(2 * limit, file=stacks, exit=stops)
+            self._looks.set()
             while not self._ended.wait(interval):
                 faulthandler.dump_traceback_later(2 * limit, file=stacks, exit=stops)
                 now = time.monotonic()
