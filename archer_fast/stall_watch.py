@@ -67,6 +67,7 @@ class StallWatch:
 
     def __enter__(self) -> StallWatch:
         if self._config.seconds:
+            self._path.touch()  # where that cannot be written, it is said here and not in the thread
             self._thread.start()
             self._looks.wait()  # what follows may hold Python's lock for good
         return self
