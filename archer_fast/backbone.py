@@ -137,6 +137,9 @@ class Backbone(nn.Module):
             yield
             return
         blocks = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not blocks:
+            kind = self.model.config.model_type
+            raise ValueError(f"model.activation_checkpointing: wanted false, transformers knows no blocks in {kind!r}")
         for block in blocks:
             block.training = block.gradient_checkpointing = True  # the first until transformers has asked for it
             run = functools.partial(_checkpointed, self._act, block)

@@ -40,7 +40,7 @@ class TrainArgs:
 
 
 @dataclass(slots=True)
-class PlanArgs:
+class PlanArgs(TrainArgs):
     """Say what a run will need before anything is loaded: memory by role and phase, FLOPs, bytes, time at the roofline.
 
     Takes the options of `train`. The model is a folder with a config.json, or a name: qwen2.5-7b, llama-3.1-8b,
@@ -50,7 +50,6 @@ class PlanArgs:
     archer-fast plan --model.path qwen2.5-7b --model.dtype bfloat16 --model.lora.rank 16 --gpu h100
     """
 
-    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     gpu: Literal["a100", "h100", "h200"] = "h100"
     """Which one: data-sheet peaks of an A100 80 GB, H100 80 GB, H200 141 GB, all SXM."""
     gpus: int = 1
@@ -58,10 +57,6 @@ class PlanArgs:
     memory_share: float = 0.9
     """Of the GPU's memory that the run may fill; the rest is for the library's workspaces and fragmentation."""
     workload: Workload = field(default_factory=Workload)
-    config: Path | None = None
-    """A saved config.json, or the folder of a run, to start from; every other option given overrides it."""
-    preset: str | None = None
-    """Settings to start from instead of the defaults, as of `train`."""
     json: Path | None = None
     """Write every figure to this file."""
 
@@ -280,7 +275,7 @@ def parse_plan(argv: Sequence[str], *, prog: str) -> tuple[PlanArgs, Config]:
     return _parse_settings(PlanArgs, argv, prog)
 
 
-Settings = TypeVar("Settings", TrainArgs, PlanArgs)
+Settings = TypeVar("Settings", bound=TrainArgs)
 
 
 def _parse_settings(kind: type[Settings], argv: Sequence[str], prog: str) -> tuple[Settings, Config]:

@@ -34,7 +34,6 @@ from archer_fast.model_costs import count
 from archer_fast.plan import game_shape, make_plan
 from archer_fast.run_folder import RunFolder, is_run
 from archer_fast.trajectory import Trajectory
-from archer_fast.workload import Workload
 
 _STYLES = {"ok": "green", "note": "yellow", "fail": "bold red"}
 
@@ -85,14 +84,13 @@ def _adapter(policy: Policy, folder: Path, games: int) -> Finding:
     base, _ = load_backbone(str(base_of(folder)), device=device, dtype=dtype, attention=merged.attention_impl)
     adapted = AdaptedBackbone(base, "actor", lora_of(folder))
     adapted.restore(folder)
-    return check_adapter(adapted, base, _play(policy, adapted, games))
+    return check_adapter(adapted, base, _play(policy, adapted, games), policy.rollout.temperature)
 
 
 def _memory(backbone: Backbone, config: Config, games: list[Trajectory]) -> Finding:
     """The plan of an iteration with games like these."""
     dtype, device = backbone.lm_head_weight.dtype, backbone.device
-    turns, observed, acted = mean_game(games)
-    workload = Workload(turns, observed, acted)
+    workload = mean_game(games)
     fused = backbone.attention_impl in ("flash_attention_2", "varlen")
     shape = game_shape(config, workload)
     costs = count(

@@ -133,8 +133,17 @@ def advice(plan: Plan, config: Config, memory: float) -> str:
             f"one game with its branches has {plan.game_in_pass} tokens and {tokens} would fit: fewer "
             "--actor.states-per-game or --actor.alternatives, or shorter games"
         )
+    others = [phase for phase in plan.phases if phase.name != "actor"]
+    dearest = max(others, key=lambda phase: phase.memory)
+    if plan.resident <= memory < plan.resident + dearest.memory:
+        knob = {
+            "rollout": "fewer --rollout.num-slots, or shorter games",
+            "insert": "fewer --model.max-pass-tokens",
+            "critic": "fewer --critic.batch-turns, or --critic.trunk frozen",
+        }[dearest.name]
+        return f"{dearest.name} alone takes {dearest.memory / 1e9:.1f} GB: {knob}"
     if config.model.lora.rank == 0:
         return "weights, gradients and moments alone are too much: --model.lora.rank 16 trains adapters on one base"
     if config.critic.trunk == "separate":
         return "--critic.trunk frozen or lora needs no trunks of the critic's own"
-    return "the rollout is too large: fewer --rollout.num-slots, or shorter games"
+    return "the weights and what is fixed beside them are too much for this GPU: a smaller model, or a larger GPU"

@@ -446,14 +446,16 @@ class CollapseConfig:
 
 @dataclass(slots=True)
 class StallConfig:
-    """What is done when nothing moves: no game ends, no step is taken, no call of an environment or engine begins."""
+    """What is done when nothing moves: no game ends, no step is taken, no call into an environment, engine or model
+    begins."""
 
     seconds: float = 600.0
     """Of silence after which the run counts as stalled; 0: never."""
     action: Literal["warn", "stop"] = "warn"
     """Either way what was last called is named, and the stacks of all threads go to stalls.txt in the run's folder.
     `warn`: then wait on; `stop`: then end the process with exit status 1, for `--resume` to go on from the last
-    checkpoint (the other ranks of a job and its scheduler see it end)."""
+    checkpoint (the other ranks of a job and its scheduler see it end). Where a call holds Python's lock, nobody can
+    name it: the stacks are written, and the process ends, after twice the time."""
 
     def __post_init__(self) -> None:
         _at_least(self, seconds=0)

@@ -13,7 +13,6 @@ from packaging.requirements import Requirement
 from torch import Tensor
 
 from archer_fast.adapted_backbone import AdaptedBackbone
-from archer_fast.attention import choose_impl
 from archer_fast.backbone import Backbone
 from archer_fast.batch import PackedBatch
 from archer_fast.config import AttentionImpl
@@ -21,6 +20,7 @@ from archer_fast.critic import read_games
 from archer_fast.ops import last_impl, linear_logprobs
 from archer_fast.packing import pack_trajectories
 from archer_fast.trajectory import Trajectory
+from archer_fast.workload import Workload
 
 State = Literal["ok", "note", "fail"]
 
@@ -54,9 +54,8 @@ def check_versions(package: str = "archer-fast") -> Iterator[Finding]:
 
 
 def check_attention(backbone: Backbone, asked: AttentionImpl) -> Finding:
-    """Which kernel attention runs on, and why that one."""
-    dtype = backbone.lm_head_weight.dtype
-    impl = choose_impl(asked, backbone.device, dtype)
+    """Which kernel attention runs on, and why that one; asked: what the backbone was loaded with."""
+    impl, dtype = backbone.attention_impl, backbone.lm_head_weight.dtype
     if asked != "auto":
         why = "asked for by name"
     elif impl == "sdpa":
@@ -124,7 +123,7 @@ def check_packed(backbone: Backbone, games: Sequence[Trajectory]) -> Iterator[Fi
 @torch.no_grad()
 def check_sampler(backbone: Backbone, games: Sequence[Trajectory], temperature: float) -> Finding:
     """The log-probs that the engine recorded as it sampled against those that the trainer computes of these tokens."""
-    sampled = torch.cat([torch.from_numpy(turn.rollout_logprobs) for game in games for turn in game.turns])
+    sampled = _sampled(games)
     scored = _logprobs(backbone, games, temperature).cpu()
     kl = ((sampled - scored).sum() / sum(game.num_turns for game in games)).item()
     finding = _compared("sampler and trainer", "log-probs of the sampled tokens", sampled, scored, backbone)
@@ -132,24 +131,29 @@ def check_sampler(backbone: Backbone, games: Sequence[Trajectory], temperature: 
 
 
 @torch.no_grad()
-def check_adapter(adapted: AdaptedBackbone, base: Backbone, games: Sequence[Trajectory]) -> Finding:
-    """Whether an adapter acts in games that were played with it: the base alone must score them otherwise.
-
-    games: played by the adapted model.
-    """
-    ours, theirs = _logprobs(adapted, games), _logprobs(base, games)
-    gap = (ours - theirs).abs().mean().item()
-    kl = ((ours - theirs).sum() / sum(game.num_turns for game in games)).item()
-    text = f"with it and without it tokens are {gap:.3g} nats apart, KL {kl:.3g} nats a turn"
-    if gap == 0.0:
+def check_adapter(adapted: AdaptedBackbone, base: Backbone, games: Sequence[Trajectory], temperature: float) -> Finding:
+    """Whether an adapter has acted in games that were played with it: what the sampler recorded must be what the
+    adapted model says of them, and not what the base alone says."""
+    sampled = _sampled(games)
+    ours, theirs = (_logprobs(backbone, games, temperature).cpu() for backbone in (adapted, base))
+    acted = _compared("adapter", "sampler and adapted model", sampled, ours, base)
+    gap = (sampled - theirs).abs().mean().item()
+    kl = ((sampled - theirs).sum() / sum(game.num_turns for game in games)).item()
+    text = f"{acted.text}; sampler and base {gap:.3g} apart, KL {kl:.3g} nats a turn"
+    if torch.equal(ours, theirs):
         return Finding("adapter", "fail", f"{text}: it changes nothing")
-    return Finding("adapter", "ok", text)
+    return acted._replace(text=text)
 
 
 def check_memory(needed: float, free: float, knob: str) -> Finding:
     """What an iteration will need at its peak against what is free; both in bytes."""
     text = f"{needed / 1e9:.2f} GB at the peak of an iteration, {free / 1e9:.2f} GB free"
     return Finding("memory", "ok", text) if needed <= free else Finding("memory", "fail", f"{text}; {knob}")
+
+
+def _sampled(games: Sequence[Trajectory]) -> Tensor:
+    """[A] of the action tokens, as the sampler recorded them."""
+    return torch.cat([torch.from_numpy(turn.rollout_logprobs) for game in games for turn in game.turns])
 
 
 def _logprobs(backbone: Backbone, games: Sequence[Trajectory], temperature: float = 1.0) -> Tensor:
@@ -161,14 +165,14 @@ def _logprobs(backbone: Backbone, games: Sequence[Trajectory], temperature: floa
 def _compared(name: str, what: str, ours: Tensor, theirs: Tensor, backbone: Backbone) -> Finding:
     gaps = (ours - theirs).abs()
     mean, most = gaps.mean().item(), gaps.max().item()
-    allowed = MEAN_GAP.get(backbone.lm_head_weight.dtype, 1e-4)
+    allowed = MEAN_GAP[backbone.lm_head_weight.dtype]
     text = f"{what}: {mean:.1e} nats a token apart (at most {most:.1e}), {allowed:.0e} allowed"
     return Finding(name, "ok" if mean <= allowed else "fail", text)
 
 
-def mean_game(games: Sequence[Trajectory]) -> tuple[int, int, int]:
-    """Turns, tokens of an observation and of an action, rounded up: what a plan asks for."""
+def mean_game(games: Sequence[Trajectory]) -> Workload:
+    """What these games are like, rounded up: what a plan asks for."""
     turns = list(itertools.chain.from_iterable(game.turns for game in games))
     observed = sum(turn.observation_ids.size for turn in turns)
     acted = sum(turn.action_ids.size for turn in turns)
-    return -(-len(turns) // len(games)), -(-observed // len(turns)), -(-acted // len(turns))
+    return Workload(-(-len(turns) // len(games)), -(-observed // len(turns)), -(-acted // len(turns)))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from archer_fast.config import Config
-from archer_fast.critic import ValueHeads
+from archer_fast.critic import StateValue, ValueHeads
 from archer_fast.model_costs import GameShape, ModelCosts
 from archer_fast.workload import Workload
 
@@ -117,11 +117,14 @@ def make_plan(costs: ModelCosts, config: Config, workload: Workload) -> Plan:
     phases = [work.rollout(), work.insert()]
     if config.algorithm == "archer":
         phases.append(work.critic())
+    elif config.algorithm == "ppo":
+        phases.append(work.value_head())
     phases.append(work.actor())
+    roles = work.roles()
     return Plan(
-        roles=work.roles(),
+        roles=roles,
         phases=phases,
-        savings=list(work.savings()),
+        savings=list(work.savings(sum(roles.values()), sum(phase.flops for phase in phases))),
         pass_memory=work.pass_memory,
         gradients=costs.trained_bytes,
         vocabulary=work.vocabulary,
@@ -169,7 +172,7 @@ class _Work:
         return roles
 
     @property
-    def _sampling(self) -> float:
+    def _sampled_row(self) -> float:
         """Bytes a row that is sampled."""
         return self.costs.vocab_size * (self.costs.itemsize + _SAMPLING_BYTES)
 
@@ -206,14 +209,16 @@ class _Work:
 
     @property
     def step_games(self) -> int:
-        """Games of an actor's step: of the newest, or of the replay."""
+        """Games of an actor's step."""
+        return min(self.config.update.batch_games, self.games_to_choose)
+
+    @property
+    def games_to_choose(self) -> int:
+        """Games that the actor's steps choose from: the newest or the replay, or the best of them."""
         config = self.config
         stored = config.rollout.games if config.learns_from_newest else config.buffer.max_trajectories
-        return min(config.update.batch_games, stored)
-
-    def _reading_memory(self, num_games: float) -> float:
-        tokens = min(self.config.model.max_pass_tokens, num_games * self.game.game_tokens)
-        return self.reading.memory * tokens
+        share = config.filtered_bc.share if config.algorithm == "filtered-bc" else 1.0
+        return max(1, round(share * stored))
 
     # -- the phases --------------------------------------------------------------------------------
 
@@ -225,14 +230,30 @@ class _Work:
         steps = math.ceil(games / slots) * g.game_actions
         read = steps * (c.weight_bytes + slots * c.kv_bytes * g.game_tokens / 2)
         room = min(1 << max(6, math.ceil(math.log2(g.game_tokens))), c.max_positions)  # rows grow by doubling
-        return Phase("rollout", tokens, flops, read, slots * (c.kv_bytes * room + self._sampling))
+        return Phase("rollout", tokens, flops, read, slots * (c.kv_bytes * room + self._sampled_row))
 
     def insert(self) -> Phase:
-        c, g, games = self.costs, self.game, self.config.rollout.games
+        return self._read_once("insert", self.config.rollout.games)
+
+    def _read_once(self, name: str, games: float, *, scores: bool = True) -> Phase:
+        """Games through the start policy, with the log-probs of their actions or without."""
+        c, g = self.costs, self.game
         tokens = games * g.game_tokens
-        flops = self.reading.of(tokens, games * g.game_pairs) + games * g.game_actions * c.head_flops
+        flops = self.reading.of(tokens, games * g.game_pairs) + scores * games * g.game_actions * c.head_flops
         passes = math.ceil(tokens / self.config.model.max_pass_tokens)
-        return Phase("insert", tokens, flops, passes * c.weight_bytes, self._reading_memory(games))
+        memory = self.reading.memory * min(self.config.model.max_pass_tokens, tokens)
+        return Phase(name, tokens, flops, passes * c.weight_bytes, memory)
+
+    def value_head(self) -> Phase:
+        """PPO's: it reads the newest games once more for its advantages, and then fits the two heads to returns."""
+        ppo, g, games = self.config.ppo, self.game, self.config.rollout.games
+        with torch.device("meta"):
+            numbers = sum(
+                p.numel() for p in StateValue(self.costs.hidden_size, self.config.critic.hidden_size).parameters()
+            )
+        steps = games * (g.turns if ppo.level == "turn" else g.game_actions)
+        found = self._read_once("critic", games, scores=False)
+        return replace(found, flops=found.flops + 2.0 * numbers * (steps * (1 + 3 * ppo.value_epochs) + games))
 
     def critic(self) -> Phase:
         c, g, critic = self.costs, self.game, self.config.critic
@@ -253,7 +274,7 @@ class _Work:
             memory = kept * critic.batch_turns / g.turns * g.game_tokens + gradients
         if critic.value_target == "resample":
             # Every game of the replay that is drawn from is read once to sample, once to be valued, with its branches.
-            games = min(self.config.buffer.max_trajectories, transitions)
+            games = self._distinct_games
             own = transitions * g.action_tokens
             pairs = games * g.game_pairs + own * g.history_tokens
             flops += 2 * self.reading.of(games * g.game_tokens + own, pairs) + 2 * own * c.head_flops
@@ -262,6 +283,16 @@ class _Work:
             read += batches * (g.action_tokens + 2) * c.weight_bytes
             memory = max(memory, self._sampling_memory(self.config.actor.batch_games, transitions / games))
         return Phase("critic", tokens, flops, read, memory)
+
+    @property
+    def _distinct_games(self) -> float:
+        """Expected number of different games that the critic's draws of an iteration are from."""
+        critic, stored = self.config.critic, self.config.buffer.max_trajectories
+        if self.trunk == "frozen":
+            drawn, times = 1.0, critic.epochs * critic.batch_turns
+        else:  # whole games, none twice in a step
+            drawn, times = min(stored, max(1.0, round(critic.batch_turns / self.game.turns))), critic.epochs
+        return stored * (1 - (1 - drawn / stored) ** times)
 
     def actor(self) -> Phase:
         c, g, update = self.costs, self.game, self.config.update
@@ -285,31 +316,31 @@ class _Work:
             passed += tokens
             read += (1 + g.action_tokens) * c.weight_bytes
             memory = max(memory, self.sampling)
-        elif update.kl_coef > 0 and not self.is_archer and not self.config.learns_from_newest:
-            flops += self.reading.of(tokens, pairs) + games * self._scored * c.head_flops
-            passed += tokens
-        return Phase("actor", steps * passed, steps * flops, steps * read, memory)
+        found = Phase("actor", steps * passed, steps * flops, steps * read, memory)
+        if update.kl_coef > 0 and self.config.algorithm == "filtered-bc" and not self.config.learns_from_newest:
+            newest = min(
+                1.0, self.config.rollout.games / self.config.buffer.max_trajectories
+            )  # whose log-probs are known
+            asked = self._read_once("", (1 - newest) * self.games_to_choose)
+            found = replace(found, tokens=found.tokens + asked.tokens, flops=found.flops + asked.flops)
+        return found
 
     def _sampling_memory(self, games: float, branches: float) -> float:
         """Of fresh actions: keys and values as they were recorded and by heads; the branches' own; the logits."""
         g, rows = self.game, games * branches
         kept = self.costs.kv_bytes * (2 * games * g.game_tokens + rows * g.action_tokens)
-        return kept + self.reading.memory * games * g.game_tokens + rows * self._sampling
+        return kept + self.reading.memory * games * g.game_tokens + rows * self._sampled_row
 
     # -- beside the original's way -----------------------------------------------------------------
 
-    def savings(self) -> Iterator[Saving]:
+    def savings(self, resident: float, flops: float) -> Iterator[Saving]:
         c, g = self.costs, self.game
         row = g.history_tokens + g.action_tokens  # a turn with everything before it
         yield Saving("one sequence a game, not a row a turn: tokens scored", g.game_tokens, g.turns * row, "tokens")
         yield Saving("the vocabulary at action tokens alone", g.game_actions, g.turns * row, "rows")
         copies = 3 * c.num_parameters * c.itemsize + 2 * 2 * c.num_parameters * c.itemsize
-        yield Saving("one base: weights and moments that stay", sum(self.roles().values()), copies, "bytes")
-        yield Saving("the whole iteration", self.total_flops(), self.original_flops(), "FLOPs")
-
-    def total_flops(self) -> float:
-        phases = [self.rollout(), self.insert(), self.actor()] + ([self.critic()] if self.is_archer else [])
-        return sum(phase.flops for phase in phases)
+        yield Saving("one base: weights and moments that stay", resident, copies, "bytes")
+        yield Saving("the whole iteration", flops, self.original_flops(), "FLOPs")
 
     def original_flops(self) -> float:
         """The same games, transitions and fresh actions as YifeiZhou02/ArCHer computes them.
@@ -318,16 +349,12 @@ class _Work:
         every draw, logits of all tokens. Its padding and its 32 tokens an action are not counted.
         """
         c, g, critic = self.costs, self.game, self.config.critic
-        history, action = g.history_tokens, g.action_tokens
-        row = history + action
-
-        def one_row(costs_of_pass: float, of_pair: float, tokens: float) -> float:
-            return costs_of_pass * tokens + of_pair * tokens * (tokens + 1) / 2
-
-        forward = one_row(self.reading.flops, self.reading.flops_of_pair, row)
-        trained = one_row(3 * self.reading.flops, 3.5 * self.reading.flops_of_pair, row)
-        following = one_row(self.reading.flops, self.reading.flops_of_pair, row + g.observation_tokens)
-        sampled = forward + action * c.head_flops
+        row = g.history_tokens + g.action_tokens
+        next_row = row + g.observation_tokens
+        forward = self.reading.of(row, row * (row + 1) / 2)
+        trained = self.reading.of(3 * row, 3.5 * row * (row + 1) / 2)  # nothing is computed again but scores
+        following = self.reading.of(next_row, next_row * (next_row + 1) / 2)
+        sampled = forward + g.action_tokens * c.head_flops
         total = self.config.rollout.games * g.turns * sampled
         if self.is_archer:
             draws = critic.epochs * critic.batch_turns

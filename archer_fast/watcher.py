@@ -18,7 +18,7 @@ class Watcher(Protocol):
         """Steps of the present phase that are done."""
 
     def calling(self, what: str) -> None:
-        """The call into somebody else's code that now begins, and may never return."""
+        """What now begins and may take long, or never return: a call into an environment or engine, a large pass."""
 
     def iteration(self, number: int, total: int, metrics: dict[str, float]) -> None:
         """The metrics of an iteration that has ended."""

@@ -292,6 +292,15 @@ def test_no_block_is_computed_twice_without_gradients(make_lm: MakeLM, monkeypat
     assert not any(module.training for module in backbone.modules()), "after a fault neither"
 
 
+def test_a_model_without_blocks_to_compute_again_is_refused(make_lm: MakeLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = Backbone(make_lm(), None)
+    backbone.checkpoints_activations = True
+    monkeypatch.setattr("archer_fast.backbone.GradientCheckpointingLayer", torch.nn.Bilinear)
+    layout = backbone.layout(torch.tensor([0, 3], dtype=torch.int32), (3,))
+    with pytest.raises(ValueError, match=r"model\.activation_checkpointing: wanted false, .* blocks in 'llama'"):
+        backbone(torch.arange(3), torch.arange(3), layout)
+
+
 def test_dropout_that_stands_in_a_block_itself_stays_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """OPT asks the block's own `training`, which transformers' checkpointing wants to be on."""
     sizes = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "dropout": 0.5}

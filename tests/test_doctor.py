@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from archer_fast import doctor
+from archer_fast.adapted_backbone import AdaptedBackbone
+from archer_fast.adapter_folder import lora_of
 from archer_fast.attention import PackedLayout
+from archer_fast.backbone import Backbone, load_backbone
 from archer_fast.cli import main
 from archer_fast.config import (
     ActorConfig,
@@ -24,6 +27,7 @@ from archer_fast.config import (
     TinyModel,
     WarmStartConfig,
 )
+from archer_fast.evaluation import evaluate_policy
 from archer_fast.rollout.embedded import EmbeddedEngine
 from archer_fast.run_folder import RunFolder
 from archer_fast.train import train
@@ -104,7 +108,7 @@ def test_a_model_that_is_no_run(run: Path, capsys: pytest.CaptureFixture[str]) -
 def test_an_adapter_acts(adapted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = findings(capsys, str(adapted), "--which", "final", "--games", "4")
     assert list(found) == [*CHECKS, "adapter", "memory"]
-    assert found["adapter"][0] == "ok" and "nats apart" in found["adapter"][1]
+    assert found["adapter"][0] == "ok" and "sampler and base" in found["adapter"][1]
 
 
 def test_an_adapter_that_changes_nothing(
@@ -114,6 +118,21 @@ def test_an_adapter_that_changes_nothing(
     monkeypatch.setattr("archer_fast.adapted_backbone.AdaptedBackbone.restore", lambda self, folder: None)
     found = findings(capsys, str(adapted), "--which", "final", "--games", "2", fails=True)
     assert failed(found) == ["adapter"] and found["adapter"][1].endswith("it changes nothing")
+
+
+def test_a_rollout_in_which_the_adapter_did_not_act(adapted: Path) -> None:
+    folder = adapted / "final"
+    base, stop = load_backbone(str(adapted / "start"))
+    acting = AdaptedBackbone(base, "actor", lora_of(folder))
+    acting.restore(folder)
+    config = RunFolder(adapted).load_config()
+
+    def check(player: Backbone) -> doctor.Finding:
+        games = evaluate_policy(player, stop, config.task, config.rollout, games=4, seed=0).trajectories
+        return doctor.check_adapter(acting, base, games, config.rollout.temperature)
+
+    assert check(acting).state == "ok"
+    assert check(base).state == "fail"
 
 
 def failed(found: dict[str, tuple[str, str]]) -> list[str]:

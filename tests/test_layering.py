@@ -135,7 +135,6 @@ ARROWS: dict[str, set[str]] = {
     "warm_start": {"backbone", "batch", "config", "envs", "ops", "packing", "trajectory"},
     "doctor": {
         "adapted_backbone",
-        "attention",
         "backbone",
         "batch",
         "config",
@@ -143,6 +142,7 @@ ARROWS: dict[str, set[str]] = {
         "ops",
         "packing",
         "trajectory",
+        "workload",
     },
     "watcher": set(),
     "stall_watch": {"config", "watcher"},
@@ -236,7 +236,6 @@ ARROWS: dict[str, set[str]] = {
         "plan",
         "run_folder",
         "trajectory",
-        "workload",
     },
     "cli_convert": {"cli_args", "config", "hydra_config", "run_folder"},
     "cli_compare": {"checkout", "cli_args", "compare", "folder_lock"},

@@ -25,6 +25,7 @@ from archer_fast.config import (
     BufferConfig,
     Config,
     CriticConfig,
+    FilteredBCConfig,
     LoRAConfig,
     ModelConfig,
     PPOConfig,
@@ -124,8 +125,39 @@ CASES = {
         "gpt2",
         config_of(model=ModelConfig(path="x", activation_checkpointing=True, lora=LoRAConfig(rank=4))),
     ),
+    "published": (
+        "llama",
+        config_of(
+            critic=CriticConfig("separate", value_target="resample", epochs=3, batch_turns=24, warmup_iterations=0),
+            actor=ActorConfig(
+                epochs=2,
+                batch_games=8,
+                data="replay",
+                actions="fresh",
+                advantage="q_minus_v",
+                loss="reinforce",
+                alternatives=1,
+                max_kl_step=1e9,
+            ),
+        ),
+    ),
+    "filtered BC": (
+        "gpt2",
+        config_of(
+            algorithm="filtered-bc",
+            filtered_bc=FilteredBCConfig(share=0.5, epochs=3, kl_coef=0.1),
+            buffer=BufferConfig(max_trajectories=2 * GAMES),
+        ),
+    ),
     "ppo": ("llama", config_of(algorithm="ppo", ppo=PPOConfig(epochs=4, batch_games=8, max_kl_step=1e9))),
 }
+
+
+def costs_of(architecture: str, config: Config, dtype: torch.dtype, *, fused: bool) -> ModelCosts:
+    model = {"model_type": architecture, **MODELS[architecture]}
+    checkpointing = config.model.activation_checkpointing
+    shape = game_shape(config, WORK)
+    return count(model, dtype, config.model.lora, shape, fused=fused, checkpointing=checkpointing)
 
 
 def make_real(
@@ -154,14 +186,7 @@ def test_phases_of_a_real_iteration_are_within_a_tenth_of_the_plan(case: str) ->
     """FLOPs by torch's counter, memory by what the operations allocate; the counter does not see torch's CPU attention
     nor inside our ops, so that the plan's share of those is taken off it."""
     architecture, config = CASES[case]
-    costs = count(
-        {"model_type": architecture, **MODELS[architecture]},
-        torch.float32,
-        config.model.lora,
-        game_shape(config, WORK),
-        fused=False,
-        checkpointing=config.model.activation_checkpointing,
-    )
+    costs = costs_of(architecture, config, torch.float32, fused=False)
     plan = {phase.name: phase for phase in make_plan(costs, config, WORK).phases}
     unseen = make_plan(without_attention_and_head(costs), config, WORK)
     flops = {phase.name: phase.flops for phase in unseen.phases}
@@ -201,14 +226,7 @@ def test_memory_of_a_real_iteration_on_a_gpu(case: str) -> None:
     """By the allocator's own count, in bfloat16 with a variable-length kernel."""
     architecture, config = CASES[case]
     config = replace(config, actor=replace(config.actor, batch_games=GAMES))
-    costs = count(
-        {"model_type": architecture, **MODELS[architecture]},
-        torch.bfloat16,
-        config.model.lora,
-        game_shape(config, WORK),
-        fused=True,
-        checkpointing=config.model.activation_checkpointing,
-    )
+    costs = costs_of(architecture, config, torch.bfloat16, fused=True)
     (plan,) = (phase for phase in make_plan(costs, config, WORK).phases if phase.name == "actor")
     learner, _ = make_real(architecture, config, "cuda", torch.bfloat16)
     learner.insert(games(), Meters())
@@ -373,6 +391,14 @@ def test_the_command_says_what_fits(capsys: pytest.CaptureFixture[str], tmp_path
         (
             ["--memory-share", "0.026", "--workload.turns", "60", "--actor.batch-games", "1", "--rollout.games", "4"],
             "fewer --actor.states-per-game or --actor.alternatives",
+        ),
+        (
+            ["--rollout.games", "20000", "--rollout.num-slots", "20000", "--buffer.max-trajectories", "20000"],
+            "rollout alone takes .*fewer --rollout.num-slots",
+        ),
+        (
+            ["--critic.trunk", "shared", "--critic.batch-turns", "90000"],
+            "critic alone takes .*fewer --critic.batch-turns",
         ),
         (["--workload.turns", "1000"], r"sampled at once and take [\d.]+ GB: fewer --actor\.batch-games"),
         (["--memory-share", "0.01"], r"--model\.lora\.rank 16 trains adapters on one base"),

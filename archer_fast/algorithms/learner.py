@@ -26,12 +26,8 @@ from archer_fast.trajectory import Trajectory
 OnStep = Callable[[], object]
 
 
-def ignore() -> None:
-    """An `OnStep` for nobody."""
-
-
-def _nobody(what: str) -> None:
-    """An `on_pass` for nobody."""
+def ignore(*what: object) -> None:
+    """Who is told of steps and passes where nobody listens."""
 
 
 def row_tokens(position_ids: Tensor, action_positions: Tensor) -> Tensor:
@@ -59,8 +55,8 @@ class Learner:
         self.newest: Int64 = np.empty(0, np.int64)  # ids of the games that the last `insert` stored
         self.ref_logprobs: dict[int, Tensor] = {}  # theirs: of their action tokens under the start policy
         self.staging = DeviceStaging(actor.device)
-        self.on_pass: Callable[[str], object] = _nobody  # told of the longer passes before they begin
-        self._steps_on_newest = 0  # since the last `insert`
+        self.on_pass: Callable[[str], object] = ignore  # told of the longer passes before they begin
+        self._has_stepped = False  # since the last `insert`
         self.rng = np.random.default_rng([config.seed, 2])  # which games and turns the actor visits
         group = [{"params": list(actor.parameters()), "lr": self.update.lr}]
         self.actor_step = GuardedStep("actor", group, self.update.max_grad_norm, config.max_skipped_steps)
@@ -72,7 +68,7 @@ class Learner:
                 f"trajectories: {self.config.algorithm} with the loss ppo_clip wants the log-probs of the policy that "
                 "sampled each action, got turns of policy_version < 0, whose log-probs nobody knows"
             )
-        self._steps_on_newest = 0
+        self._has_stepped = False
         first = self.buffer.trajectory_range[1]
         self.buffer.extend(trajectories)
         low, end = self.buffer.trajectory_range
@@ -136,9 +132,9 @@ class Learner:
             **more,
         )
         meters.add(actor_loss=out.policy_loss, actor_entropy=out.entropy)
-        if self.samples_are_own and self._steps_on_newest == 0:
+        if self.samples_are_own and not self._has_stepped:
             meters.add(mismatch_kl=out.moved)  # the weights are those that sampled: what is left is the engine's own
-        self._steps_on_newest += 1
+        self._has_stepped = True
         if kind == "ppo_clip":
             meters.add(clip_fraction=out.clip_fraction)
         meters.count(actor_steps=1, useful_tokens=sum(scored.rows.numel() for scored in passes))
