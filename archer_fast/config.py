@@ -312,7 +312,8 @@ class ActorConfig(UpdateConfig):
     pessimistic: bool = True
     """The lesser of two heads, as in the paper; else their mean."""
     normalise_advantages: bool = True
-    """Divide a batch's advantages by their root mean square."""
+    """Divide a batch's advantages by their root mean square. Where that is larger than the spread of the games' own
+    returns at equal turns, what is beyond it is the critic's error, and the step is made smaller by their ratio."""
     token_baseline: bool = False
     """Subtract a value a token, fitted to the advantage, as the paper's token-level baseline does."""
     clip: float = 0.2

@@ -11,8 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from archer_fast.actor import ScoredActions
-from archer_fast.advantages import td_lambda, td_target
-from archer_fast.algorithms.credit import TokenBaseline, credit_alternatives, credit_logged, estimate, normalised
+from archer_fast.advantages import discounted_returns, td_lambda, td_target
+from archer_fast.algorithms.credit import (
+    TokenBaseline,
+    credit_alternatives,
+    credit_logged,
+    estimate,
+    normalised,
+    return_spread,
+    trust,
+)
 from archer_fast.algorithms.learner import Learner, OnStep, ignore, row_tokens
 from archer_fast.backbone import Backbone
 from archer_fast.batch import Alternatives, PackedBatch, TreeBatch, plant_tree
@@ -358,7 +366,17 @@ class Archer(Learner):
         if self.baseline is not None:
             with torch.enable_grad():
                 passes = self.baseline(passes, games, meters)
-        return normalised(passes) if self.config.actor.normalise_advantages else passes
+        if not self.config.actor.normalise_advantages:
+            return passes
+        trusted = trust(passes, self._return_spread(games).to(self.actor.device))
+        meters.add(advantage_trust=trusted)
+        return normalised(passes, trusted)
+
+    def _return_spread(self, games: np.ndarray) -> Tensor:
+        records = self.buffer.turn_records(self.turns_of(games))
+        cu_turns = np.concatenate([[0], np.nonzero(records.is_last)[0] + 1]).astype(np.int32)
+        returns = discounted_returns(torch.from_numpy(records.rewards), torch.from_numpy(cu_turns), self.config.gamma)
+        return return_spread(returns, torch.from_numpy(records.turn).long())
 
     # -- passes over stored games --------------------------------------------------------------------
 

@@ -48,9 +48,28 @@ def credit_logged(
     return turn_gae(batch.rewards, v, final, batch.terminated, batch.cu_turns, gamma, config.gae_lambda)
 
 
-def normalised(passes: list[ScoredActions]) -> list[ScoredActions]:
-    """Their advantages divided by the root mean square over all of them."""
-    together = normalise(torch.cat([scored.advantages for scored in passes]))
+def return_spread(returns: Tensor, turn: Tensor) -> Tensor:
+    """Standard deviation [] of the returns-to-go [N] of games that stand at the same turn, turn [N] int64, pooled over
+    turns; inf where no two stand at one.
+
+    E[A^2] <= Var(G | turn) by the law of total variance: a critic whose advantages are larger speaks of its own error.
+    """
+    num_turns = int(turn.max()) + 1 if turn.numel() else 0
+    freedom = turn.numel() - int((turn.bincount(minlength=num_turns) > 0).sum())
+    if freedom == 0:
+        return returns.new_tensor(torch.inf)
+    return (centre_by_state(returns, turn, num_turns).square().sum() / freedom).sqrt()
+
+
+def trust(passes: list[ScoredActions], spread: Tensor) -> Tensor:
+    """[] in [0, 1] spread / the root mean square of their advantages, 1 where that is no larger than `spread` []."""
+    rms = torch.cat([scored.advantages for scored in passes]).square().mean().sqrt()
+    return (spread / rms.clamp(min=1e-6)).clamp(max=1.0)
+
+
+def normalised(passes: list[ScoredActions], trusted: Tensor) -> list[ScoredActions]:
+    """Their advantages divided by the root mean square over all of them, and times `trusted` []."""
+    together = trusted * normalise(torch.cat([scored.advantages for scored in passes]))
     parts = together.split([scored.advantages.numel() for scored in passes])
     return [scored._replace(advantages=own) for scored, own in zip(passes, parts, strict=True)]
 

@@ -11,7 +11,14 @@ from tiny_learners import MakeLM, make_learner, random_games
 from torch import Tensor, nn
 
 from archer_fast.actor import ScoredActions
-from archer_fast.algorithms.credit import TokenBaseline, credit_alternatives, credit_logged, normalised
+from archer_fast.algorithms.credit import (
+    TokenBaseline,
+    credit_alternatives,
+    credit_logged,
+    normalised,
+    return_spread,
+    trust,
+)
 from archer_fast.batch import PackedBatch
 from archer_fast.config import ActorConfig, Config, CriticConfig
 from archer_fast.critic import ActionFeatures, GameFeatures, StateFeatures
@@ -103,9 +110,26 @@ def test_normalised_divides_all_passes_by_one_number(make_lm: MakeLM) -> None:
     scored = games_passes(make_learner(make_lm, Config()))[0]
     passes = [scored._replace(advantages=torch.tensor(x)) for x in ([3.0, -4.0], [0.0, 5.0])]
     rms = (50 / 4) ** 0.5
-    for got, wanted in zip(normalised(passes), ([3.0, -4.0], [0.0, 5.0]), strict=True):
-        torch.testing.assert_close(got.advantages * rms, torch.tensor(wanted))
+    for got, wanted in zip(normalised(passes, torch.tensor(0.5)), ([3.0, -4.0], [0.0, 5.0]), strict=True):
+        torch.testing.assert_close(got.advantages * rms / 0.5, torch.tensor(wanted))
         assert got.rows is scored.rows and got.num_actions == scored.num_actions
+
+
+@pytest.mark.parametrize(
+    ("spread", "wanted"), [(5.0, 1.0), (12.5**0.5, 1.0), (0.25 * 12.5**0.5, 0.25), (0.0, 0.0), (torch.inf, 1.0)]
+)
+def test_advantages_are_trusted_as_far_as_returns_differ(make_lm: MakeLM, spread: float, wanted: float) -> None:
+    scored = games_passes(make_learner(make_lm, Config()))[0]
+    passes = [scored._replace(advantages=torch.tensor(x)) for x in ([3.0, -4.0], [0.0, 5.0])]
+    assert trust(passes, torch.tensor(spread)).item() == pytest.approx(wanted)
+
+
+def test_return_spread_is_of_games_at_the_same_turn() -> None:
+    # 1 and 5 at turn 0, 10 and 14 at turn 1, 100 at turn 2 alone: 4 * 4 over two degrees of freedom
+    returns, turn = torch.tensor([1.0, 10.0, 100.0, 5.0, 14.0]), torch.tensor([0, 1, 2, 0, 1])
+    assert return_spread(returns, turn).item() == pytest.approx(8**0.5)
+    assert return_spread(returns[:3], turn[:3]).item() == float("inf"), "nothing to compare"
+    assert return_spread(returns[:0], turn[:0]).item() == float("inf")
 
 
 # -- the token baseline ----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,6 +104,7 @@ def test_every_step_is_that_of_plain_torch(make_lm: MakeLM, max_pass_tokens: int
     learner.update_actor(meters)
     row = meters.read()
     assert len(steps) == row["actor_steps"] == 8
+    assert row["advantage_trust"] == 1
     num_states = sum(game.num_turns for game in games)
     assert [step.num_sampled for step in steps] == [4 * num_states * i for i in range(1, 9)], "all turns of all games"
 
@@ -150,6 +152,26 @@ def test_every_step_is_that_of_plain_torch(make_lm: MakeLM, max_pass_tokens: int
             p.grad = step.gradients[name]
         assert_gradients(learner.actor, {name: gradient * scale for name, gradient in wanted.items()})
     assert row["clip_fraction"] == pytest.approx(float(np.mean([step.out.clip_fraction.item() for step in steps])))
+
+
+@pytest.mark.parametrize("reward", [-1.0, None])
+def test_games_that_all_end_alike_teach_nothing(make_lm: MakeLM, reward: float | None) -> None:
+    """Whatever an untrained critic makes of them; None: each has a reward of its own."""
+    config = make_config(32768)
+    learner = make_learner(make_lm, replace(config, actor=replace(config.actor, kl_coef=0.0)))
+    rng = np.random.default_rng(3)
+    games = []
+    for game in random_games():
+        (turn,) = sampled_nearby(learner.actor, game, rng).turns[:1]
+        turn = Turn(turn.observation_ids, turn.action_ids, turn.rollout_logprobs, reward or float(rng.normal()), 0)
+        games.append(Trajectory((turn,), game.final_observation_ids, True, False, {}))
+    before = [p.detach().clone() for p in learner.actor.parameters()]
+    learner.insert(games, meters := Meters())
+    learner.update_critic(meters)
+    learner.update_actor(meters)
+    moved = any(not torch.equal(old, p) for old, p in zip(before, learner.actor.parameters(), strict=True))
+    assert moved == (reward is None)
+    assert (meters.read()["advantage_trust"] > 0) == (reward is None)
 
 
 @pytest.mark.parametrize("max_pass_tokens", [1, 40, 100])
