@@ -136,16 +136,22 @@ def actor_loss(
 
 
 def accumulated_actor_loss(
-    backbone: Backbone, passes: Sequence[ScoredActions], *, kind: PolicyLoss = "reinforce", **coefficients: float
+    backbone: Backbone,
+    passes: Sequence[ScoredActions],
+    *,
+    kind: PolicyLoss = "reinforce",
+    totals: tuple[int, int] | None = None,
+    **coefficients: float,
 ) -> ActorLoss:
     """`actor_loss` of all passes as if they were one, with the activations of one at a time.
 
     The gradient is taken here, pass by pass; `loss.backward()` hands it out.
-    coefficients: temperature, kl_coef, entropy_coef, clip, awr_beta.
+    totals: actions and scored tokens of the whole step, where these passes are a share of it; every number is the
+    share's part of the whole then. coefficients: temperature, kl_coef, entropy_coef, clip, awr_beta.
     """
-    num_actions = max(sum(scored.num_actions for scored in passes), 1)
-    num_tokens = max(sum(scored.rows.numel() for scored in passes), 1)
-    policy_losses, means = [], []
+    num_actions, num_tokens = (max(total, 1) for total in totals or count_scored(passes))
+    device = backbone.lm_head_weight.device
+    policy_losses, means = [torch.zeros((), device=device)], [torch.zeros(3, device=device)]
 
     def losses() -> Iterator[Tensor]:
         for scored in passes:
@@ -158,6 +164,11 @@ def accumulated_actor_loss(
     loss = accumulate(losses(), [p for p in backbone.parameters() if p.requires_grad])
     entropy, clip_fraction, moved = torch.stack(means).sum(0)
     return ActorLoss(loss, torch.stack(policy_losses).sum(), entropy, clip_fraction, moved)
+
+
+def count_scored(passes: Sequence[ScoredActions]) -> tuple[int, int]:
+    """The actions of these passes, and their tokens."""
+    return sum(scored.num_actions for scored in passes), sum(scored.rows.numel() for scored in passes)
 
 
 def accumulate(losses: Iterator[Tensor], parameters: Sequence[Tensor]) -> Tensor:

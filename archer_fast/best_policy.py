@@ -10,6 +10,7 @@ from archer_fast.backbone import Backbone
 from archer_fast.checkpoint import replace_folder
 from archer_fast.evaluation import Evaluation
 from archer_fast.optim import GuardedStep
+from archer_fast.ranks import ALONE, Ranks
 
 OPTIMIZER = "actor_optimizer.safetensors"  # beside the Hugging Face files
 
@@ -20,7 +21,10 @@ class BestPolicy:
     keeps_optimizer: the state of the actor's optimizer too, which is twice as large.
     """
 
-    def __init__(self, folder: Path, actor: Backbone, step: GuardedStep, *, keeps_optimizer: bool) -> None:
+    def __init__(
+        self, folder: Path, actor: Backbone, step: GuardedStep, *, keeps_optimizer: bool, ranks: Ranks = ALONE
+    ) -> None:
+        self.ranks = ranks
         self.folder, self.actor, self.step, self.keeps_optimizer = folder, actor, step, keeps_optimizer
         self.found: tuple[int, float, float] | None = None  # iteration, mean return, standard error
 
@@ -37,7 +41,7 @@ class BestPolicy:
                 (path / OPTIMIZER).write_bytes(safetensors.torch.save(self.step.state_tensors()))
 
         self.found = (iteration, evaluation.mean_return, evaluation.standard_error)
-        replace_folder(self.folder, write)
+        self.ranks.led(lambda: replace_folder(self.folder, write))
 
     def give_back(self) -> str:
         """Set the actor and its optimizer to what lies in `folder`; says which."""

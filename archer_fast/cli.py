@@ -22,6 +22,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from archer_fast.config import Config
+    from archer_fast.ranks import Ranks
     from archer_fast.run_folder import RunFolder
 
 # Heavy modules are imported by the command that needs them: `--help` and `envs` should not wait for torch.
@@ -66,32 +67,52 @@ def train(argv: Sequence[str]) -> None:
         RunFolder.existing(config.out)
 
     from archer_fast import backbone
+    from archer_fast.ranks import joined_ranks
     from archer_fast.report import build_report
-    from archer_fast.train import Interrupted
+    from archer_fast.train import Interrupted, claim
 
     backbone.quiet()
     backbone.choose_device(config.model.device)
     backbone.limit_threads(config.model.num_threads)
     folder = RunFolder(config.out)
-    console = Console()
-    try:
-        with folder.lock():
-            folder.check_free(resume=config.resume)
-            summary = _run(config, folder, console)
-    except KeyboardInterrupt as stop:
-        saved = f"saved {stop.path}; " if isinstance(stop, Interrupted) else ""
-        _say_on_stderr(f"{saved}go on with: {PROG} train --resume --out {shlex.quote(config.out)}")
-        raise SystemExit(130) from None
-    _print_summary(console, summary)
-    for line in build_report(folder):
-        console.print(escape(line), soft_wrap=True, highlight=False)
+    with joined_ranks() as ranks, contextlib.ExitStack() as stack:
+        console = Console(quiet=not ranks.leads)
+        try:
+            ranks.led(lambda: claim(folder, stack, resume=config.resume))
+            summary = ranks.led(lambda: _ended(config, folder, console))
+            if summary is None:
+                summary = _run(config, folder, console, ranks)
+        except KeyboardInterrupt as stop:
+            saved = f"saved {stop.path}; " if isinstance(stop, Interrupted) else ""
+            if ranks.leads:
+                _say_on_stderr(f"{saved}go on with: {PROG} train --resume --out {shlex.quote(config.out)}")
+            raise SystemExit(130) from None
+        if ranks.leads:
+            _print_summary(console, summary)
+            for line in build_report(folder):
+                console.print(escape(line), soft_wrap=True, highlight=False)
 
 
-def _run(config: Config, folder: RunFolder, console: Console) -> Mapping[str, Any]:
+def _ended(config: Config, folder: RunFolder, console: Console) -> Mapping[str, Any] | None:
+    """The summary of a run that has nothing left to do; it says why."""
+    from archer_fast.run_folder import read_json
+
+    if not config.resume or not folder.num_saved or not folder.summary.exists():
+        return None
+    summary: Mapping[str, Any] = read_json(folder.summary)
+    if config.iterations <= folder.num_saved:
+        console.print(f"all {folder.num_saved} iterations are done; --iterations N goes on to the Nth")
+        return summary
+    if "stopped_by" in summary and config.collapse.action != "warn":
+        console.print("a collapse has ended this run; --collapse.action warn goes on")
+        return summary
+    return None
+
+
+def _run(config: Config, folder: RunFolder, console: Console, ranks: Ranks) -> Mapping[str, Any]:
     """Start the run in its locked folder, or go on with it; returns its summary."""
     from archer_fast.display import make_display
     from archer_fast.resume import changed_settings
-    from archer_fast.run_folder import read_json
     from archer_fast.train import train as run_training
 
     said = []
@@ -99,18 +120,11 @@ def _run(config: Config, folder: RunFolder, console: Console) -> Mapping[str, An
         said.append("no checkpoint yet: the run begins anew")
     elif config.resume:
         said += [f"changed: {line}" for line in changed_settings(folder.load_config(), config)]
-        summary: Mapping[str, Any] = read_json(folder.summary) if folder.summary.exists() else {}
-        if summary and config.iterations <= folder.num_saved:
-            console.print(f"all {folder.num_saved} iterations are done; --iterations N goes on to the Nth")
-            return summary
-        if "stopped_by" in summary and config.collapse.action != "warn":
-            console.print("a collapse has ended this run; --collapse.action warn goes on")
-            return summary
-        folder.summary.unlink(missing_ok=True)  # what it says is over
+        ranks.led(lambda: folder.summary.unlink(missing_ok=True))  # what it says is over
     with make_display(console) as display:
         for line in said:
             display.message(line)
-        return run_training(config, folder, display)
+        return run_training(config, folder, display, ranks)
 
 
 def _print_summary(console: Console, summary: Mapping[str, Any]) -> None:
@@ -316,6 +330,7 @@ def _run_faults() -> tuple[type[Exception], ...]:
     names = {
         "archer_fast.checkpoint": "CheckpointError",
         "archer_fast.optim": "NonFiniteLoss",
+        "archer_fast.ranks": "RankFailed",
         "archer_fast.rollout.interact": "TooManyDroppedGames",
     }
     return tuple(getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,6 +32,11 @@ class ActionFeatures(NamedTuple):
     hidden: Tensor  # [n, H] trunk state at the action's last token
     logprob: Tensor  # [n] log p(action) under the trunk's own policy: the language model's belief in it
     repeated: Tensor  # [n] float32, 1 where the same tokens were an earlier action of the game, else 0
+
+    def at(self, rows: np.ndarray) -> ActionFeatures:
+        """Those of some of the actions."""
+        index = torch.from_numpy(rows).to(self.hidden.device)
+        return ActionFeatures(*(one[index] for one in self))
 
 
 class GameFeatures(NamedTuple):

@@ -14,6 +14,7 @@ import torch
 from archer_fast.backbone import Backbone
 from archer_fast.config import RolloutConfig, TaskConfig
 from archer_fast.envs import registry
+from archer_fast.ranks import ALONE, Ranks
 from archer_fast.rollout.embedded import EmbeddedEngine
 from archer_fast.rollout.interact import Engine, play_games
 from archer_fast.trajectory import Trajectory
@@ -108,8 +109,10 @@ def evaluate_policy(
     player: Callable[[EmbeddedEngine], Engine] = lambda engine: engine,
     on_game: Callable[[Trajectory], None] | None = None,
     on_call: Callable[[str], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Play `games` games that depend on `seed` alone; the run's own random numbers are not touched.
+    """Play `games` games that depend on `seed` and the number of ranks alone; the run's own random numbers are not
+    touched.
 
     player: what plays, made of the policy's engine (CHAI's choice by a critic); on_game, on_call: as of `play_games`.
     """
@@ -120,7 +123,7 @@ def evaluate_policy(
         max_new_tokens=rollout.max_new_tokens,
         temperature=rollout.temperature,
         greedy=greedy,
-        generator=torch.Generator(backbone.device).manual_seed(seed),
+        generator=torch.Generator(backbone.device).manual_seed(ranks.seed(seed)),
     )
     spec = registry.get(task.name)
     played = play_games(
@@ -128,12 +131,12 @@ def evaluate_policy(
         lambda: spec.make_env(**task.options),
         encoder(backbone.tokenizer),
         backbone.tokenizer.decode,
-        evaluation_seeds(seed, games),
+        ranks.share(evaluation_seeds(seed, games)),
         max_dropped_share=rollout.max_dropped_share,
         on_game=on_game,
         on_call=on_call,
     )
-    return summarise(played.trajectories)
+    return summarise(ranks.gather_games(played.trajectories))
 
 
 def encoder(tokenizer: Any) -> Callable[[str], list[int]]:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from archer_fast.ranks import ALONE, Ranks
+
 
 class Meters:
-    """`add` averages tensors over an iteration without a host sync; `count` sums; `read` returns and clears."""
+    """`add` averages tensors over an iteration without a host sync; `count` sums; `read` returns and clears.
 
-    def __init__(self) -> None:
+    Over ranks means are averaged and counts summed, by `read`.
+    """
+
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
         self._sums: dict[str, Tensor] = {}
         self._adds: dict[str, int] = {}
         self._counts: dict[str, float] = {}
@@ -23,15 +29,27 @@ class Meters:
         for name, value in values.items():
             self._counts[name] = self._counts.get(name, 0) + value
 
+    def count_once(self, **values: float) -> None:
+        """`count` of what all ranks do together: it is one rank's alone."""
+        if self.ranks.leads:
+            self.count(**values)
+
     def counted(self, name: str) -> float:
-        """What `count` has summed up under that name since the last read."""
+        """What `count` has summed up under that name since the last read, on this rank."""
         return self._counts.get(name, 0.0)
 
     def read(self) -> dict[str, float]:
         """Every mean and count since the last read; the iteration's one device synchronisation."""
-        out: dict[str, float] = dict(self._counts)
+        means: dict[str, float] = {}
         if self._sums:
-            means = torch.stack([self._sums[n].float() / self._adds[n] for n in self._sums]).tolist()
-            out.update(zip(self._sums, means, strict=True))
+            values = torch.stack([self._sums[n].float() / self._adds[n] for n in self._sums]).tolist()
+            means.update(zip(self._sums, values, strict=True))
+        every = self.ranks.gather((self._counts, means))
         self._sums, self._adds, self._counts = {}, {}, {}
+        out: dict[str, float] = {}
+        for counts, _ in every:
+            out |= {name: out.get(name, 0) + value for name, value in counts.items()}
+        for name in {name: None for _, found in every for name in found}:
+            theirs = [found[name] for _, found in every if name in found]
+            out[name] = sum(theirs) / len(theirs)
         return out

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from archer_fast.meters import Meters
+from archer_fast.ranks import ALONE, Ranks
 
 
 class NonFiniteLoss(RuntimeError):
@@ -27,11 +28,18 @@ class GuardedStep:
     """AdamW with gradient clipping; a step whose loss or gradient norm is not finite leaves the weights alone.
 
     The decision is made on the device (fused AdamW's `found_inf`), so a step costs no synchronisation;
-    `check`, once an iteration, reads what happened.
+    `check`, once an iteration, reads what happened. ranks: over which loss and gradients are summed before the step.
     """
 
-    def __init__(self, name: str, groups: list[dict[str, Any]], max_grad_norm: float, max_skipped: int) -> None:
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        groups: list[dict[str, Any]],
+        max_grad_norm: float,
+        max_skipped: int,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.name, self.ranks = name, ranks
         groups = [g for g in groups if g["params"]]
         self.parameters: list[Tensor] = [p for g in groups for p in g["params"]]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
@@ -46,8 +54,9 @@ class GuardedStep:
         """Backward and step; `trajectory_ids` are the games of this batch, kept for a dump until `check`."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.ranks.sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        bad = ~(torch.isfinite(norm) & torch.isfinite(loss.detach()))
+        bad = ~(torch.isfinite(norm) & torch.isfinite(self.ranks.sum(loss.detach())))
         self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]
         self.optimizer.step()
@@ -62,7 +71,7 @@ class GuardedStep:
             return
         flags = torch.stack(self._flags).tolist()
         games, self._flags, self._games = self._games, [], []
-        meters.count(skipped_steps=sum(flags))
+        meters.count_once(skipped_steps=sum(flags))
         for i, bad in enumerate(flags):
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if bad else 0
             if self.skipped_in_a_row >= self.max_skipped:

@@ -91,7 +91,10 @@ class RunFolder:
 
     @property
     def stalls(self) -> Path:
-        return self.path / "stalls.txt"
+        return self.stalls_of(0)
+
+    def stalls_of(self, rank: int) -> Path:
+        return self.path / (f"stalls-rank{rank}.txt" if rank else "stalls.txt")
 
     def policy(self, which: str) -> Path:
         """The Hugging Face folder of "best", "final", "start" or the "last" checkpoint; else ValueError."""

@@ -33,6 +33,7 @@ from archer_fast.envs import registry
 from archer_fast.evaluation import Evaluation, as_greedy, encoder, evaluate_policy, render_game
 from archer_fast.loggers import Loggers, check_installed
 from archer_fast.meters import Meters
+from archer_fast.ranks import ALONE, Ranks, local_device
 from archer_fast.rollout.best_of import BestOfEngine
 from archer_fast.rollout.embedded import EmbeddedEngine
 from archer_fast.rollout.interact import play_games
@@ -57,8 +58,9 @@ class RunState:
         actor: Backbone,
         stop_token_id: int,
         buffer: TrajectoryBuffer,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.config, self.folder, self.watcher = config, folder, watcher
+        self.config, self.folder, self.watcher, self.ranks = config, folder, watcher, ranks
         self.actor, self.stop_token_id = actor, stop_token_id
         self.actor.requires_grad_(True)
         self.spec = registry.get(config.task.name)
@@ -71,30 +73,34 @@ class RunState:
             temperature=config.rollout.temperature,
             generator=self.generator,
         )
-        self.learner = make_learner(config, actor, start, self.engine, buffer)
+        self.learner = make_learner(config, actor, start, self.engine, buffer, ranks)
         self.learner.on_pass = watcher.calling
         self.player = self._player(self.engine)
         self.iteration = 0
         self.num_games = 0
         self.best = BestPolicy(
-            folder.best, actor, self.learner.actor_step, keeps_optimizer=config.collapse.action == "restore"
+            folder.best,
+            actor,
+            self.learner.actor_step,
+            keeps_optimizer=config.collapse.action == "restore",
+            ranks=ranks,
         )
         self.collapse = CollapseResponse(config.collapse, self.best.give_back, watcher.message)
-        self.loggers: Loggers
+        self.loggers: Loggers | None = None  # of the leading rank
 
     # -- start and resume --------------------------------------------------------------------------
 
     @classmethod
-    def start(cls, config: Config, folder: RunFolder, watcher: Watcher) -> RunState:
+    def start(cls, config: Config, folder: RunFolder, watcher: Watcher, ranks: Ranks = ALONE) -> RunState:
         """A new run, or with `config.resume` the one in `folder`, exactly where its last checkpoint left it."""
         check_installed(config.log)
-        device = choose_device(config.model.device)
+        check_ranks(config, ranks)
+        device = local_device(choose_device(config.model.device))
         if config.resume and (found := list_checkpoints(folder.checkpoints)):
-            run = cls._resume(config, folder, watcher, load_checkpoint(found[-1]), device)
+            run = cls._resume(config, folder, watcher, load_checkpoint(found[-1]), device, ranks)
         else:
-            start, stop_token_id = start_policy(config, device, watcher)
+            start, stop_token_id = _start_policy(config, folder, device, watcher, ranks)
             start.requires_grad_(False)
-            replace_folder(folder.path / "start", start.save)
             buffer = TrajectoryBuffer(
                 config.buffer.max_tokens,
                 config.buffer.max_trajectories,
@@ -104,9 +110,10 @@ class RunState:
                 feature_bytes=FeatureLayout.of(start).row_bytes if config.keeps_features else 0,
                 max_feature_memory=config.buffer.max_feature_memory,
             )
-            run = cls(config, folder, watcher, start, _actor(config, folder, start), stop_token_id, buffer)
+            run = cls(config, folder, watcher, start, _actor(config, folder, start), stop_token_id, buffer, ranks)
         resumed = run.iteration if run.iteration else None
-        run.loggers = Loggers(folder.path, config.log, config=to_dict(config), resumed=resumed)
+        if ranks.leads:
+            run.loggers = Loggers(folder.path, config.log, config=to_dict(config), resumed=resumed)
         run._describe()
         if run.iteration == 0:
             run._evaluate_start()
@@ -114,12 +121,15 @@ class RunState:
 
     @classmethod
     def _resume(
-        cls, config: Config, folder: RunFolder, watcher: Watcher, checkpoint: Checkpoint, device: torch.device
+        cls,
+        config: Config,
+        folder: RunFolder,
+        watcher: Watcher,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        ranks: Ranks,
     ) -> RunState:
-        for policy in (folder.start, folder.best, folder.final):
-            restore_folder(policy)
-        if checkpoint.best.is_dir():  # best/ may be of a later iteration, which is now run again
-            copy_folder(checkpoint.best, folder.best)
+        ranks.led(lambda: _restore_folders(folder, checkpoint))
         start, stop_token_id = _load(config, folder.start, device)
         start.requires_grad_(False)
         actor = _actor(config, folder, start)
@@ -132,7 +142,7 @@ class RunState:
         except (OSError, ValueError) as error:
             raise CheckpointError(str(error)) from error
         try:
-            run = cls(config, folder, watcher, start, actor, stop_token_id, buffer)
+            run = cls(config, folder, watcher, start, actor, stop_token_id, buffer, ranks)
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.buffer}: {error}") from error
         generator = checkpoint.tensors.pop("generator", None)
@@ -169,6 +179,8 @@ class RunState:
         say(f"task {self.config.task.name} {json.dumps(self.config.task.options)}, {parameters:,} parameters")
         if rank := self.config.model.lora.rank:
             say(f"adapters of rank {rank} on one base: the actor trains {trained:,} parameters")
+        if self.ranks.size > 1:
+            say(f"{self.ranks.size} ranks: games, passes and sampling are shared, gradients summed")
         say(f"device {self.actor.device}, {torch.get_num_threads()} threads, attention {self.actor.attention_impl}")
         if self.config.algorithm == "archer":
             say(
@@ -189,18 +201,21 @@ class RunState:
     def play_games(self, meters: Meters) -> list[Trajectory]:
         """This iteration's games, played by the present actor."""
         r = self.config.rollout
+        if not self.ranks.leads:  # the leader's random numbers are in the checkpoint; these need none
+            self.generator.manual_seed(self.ranks.seed(self.config.seed, self.iteration))
         if r.iterations is not None and self.iteration >= r.iterations:
             return []
-        self.watcher.phase("rollout", r.games)
-        self.player.reset()  # keys and values of older weights
         first = self.config.seed * 1_000_000_000 + self.num_games
+        seeds = self.ranks.share([first + i // self.config.group_size for i in range(r.games)])
+        self.watcher.phase("rollout", len(seeds))
+        self.player.reset()  # keys and values of older weights
         forwarded = self.engine.num_forward_tokens
         played = play_games(
             self.player,
             lambda: self.spec.make_env(**self.config.task.options),
             encoder(self.actor.tokenizer),
             self.actor.tokenizer.decode,
-            [first + i // self.config.group_size for i in range(r.games)],
+            seeds,
             policy_version=self.learner.actor_step.num_steps,
             max_dropped_share=r.max_dropped_share,
             on_game=lambda game: self.watcher.advance(),
@@ -213,7 +228,8 @@ class RunState:
             processed_tokens=self.engine.num_forward_tokens - forwarded,
             useful_tokens=sum(turn.action_ids.size for game in played.trajectories for turn in game.turns),
         )
-        return played.trajectories
+        self.watcher.calling("waiting for the other ranks' games")
+        return self.ranks.gather_games(played.trajectories)
 
     def staleness(self) -> dict[str, float]:
         """How old the replay is: versions of the policy (its optimizer steps) behind the present one, by turn."""
@@ -251,11 +267,15 @@ class RunState:
     def record(self, row: dict[str, float]) -> None:
         """One row of metrics, to every logger and the watcher."""
         row = {"iteration": self.iteration, "games": self.num_games, **row}
-        self.loggers.log(row)
+        if self.loggers:
+            self.loggers.log(row)
         self.watcher.iteration(self.iteration, self.config.iterations, row)
 
     def save(self) -> Path:
-        """Checkpoint everything an exact resume needs."""
+        """Checkpoint everything an exact resume needs; where it lies."""
+        return self.ranks.led(self._write_checkpoint)
+
+    def _write_checkpoint(self) -> Path:
         return save_checkpoint(
             self.folder.checkpoints,
             self.iteration,
@@ -279,15 +299,15 @@ class RunState:
         before = self._evaluate(self.config.eval.final_games, final=True, alone=True)
         self.best.keep_if_better(0, before)
         self.collapse.detector.start = before.as_metrics("")
-        self._show(self.folder.games_before, before)
-        write_json(self.folder.path / "before.json", before.as_metrics(""))
+        self.ranks.led(lambda: self._show(self.folder.games_before, before))
+        self.ranks.led(lambda: write_json(self.folder.path / "before.json", before.as_metrics("")))
         self.record(before.as_metrics("eval_"))
 
     def finish(self) -> dict[str, Any]:
         """Evaluate the last policy and the best one, keep the better in best/, write summary.json."""
         games = self.config.eval.final_games
         last = self._evaluate(games, final=True)
-        replace_folder(self.folder.final, self.actor.save)
+        self.ranks.led(lambda: replace_folder(self.folder.final, self.actor.save))
         greedy = self._evaluate(games, greedy=True, final=True)
         self.actor.restore(self.folder.best)
         best = self._evaluate(games, final=True)
@@ -295,7 +315,7 @@ class RunState:
         if last.mean_return >= best.mean_return:
             best = last
             self.best.keep(self.iteration, last)
-        self._show(self.folder.games_after, best)
+        self.ranks.led(lambda: self._show(self.folder.games_after, best))
         assert self.best.found is not None
         summary: dict[str, Any] = {
             "games": self.num_games,
@@ -308,7 +328,7 @@ class RunState:
             "finished_at": time.time(),
         }
         self.record({**last.as_metrics("eval_"), **as_greedy(greedy)})
-        write_json(self.folder.summary, summary)
+        self.ranks.led(lambda: write_json(self.folder.summary, summary))
         return summary
 
     def _evaluate(
@@ -332,6 +352,7 @@ class RunState:
             player=(lambda engine: engine) if alone else self._player,
             on_game=lambda game: self.watcher.advance(),
             on_call=self.watcher.calling,
+            ranks=self.ranks,
         )
         if evaluation.num_games and not greedy:
             evaluation.kl = self.learner.kl_to_start(evaluation.trajectories)
@@ -349,12 +370,40 @@ class RunState:
         write_text(path, "\n\n".join(games) + "\n")
 
 
+def _start_policy(
+    config: Config, folder: RunFolder, device: torch.device, watcher: Watcher, ranks: Ranks
+) -> tuple[Backbone, int]:
+    """It is made by the leading rank and kept in start/, where the others find it."""
+    made: list[tuple[Backbone, int]] = []
+
+    def make() -> None:
+        made.append(start_policy(config, device, watcher))
+        replace_folder(folder.start, made[0][0].save)
+
+    ranks.led(make)
+    return made[0] if made else _load(config, folder.start, device)
+
+
+def _restore_folders(folder: RunFolder, checkpoint: Checkpoint) -> None:
+    for policy in (folder.start, folder.best, folder.final):
+        restore_folder(policy)
+    if checkpoint.best.is_dir():  # best/ may be of a later iteration, which is now run again
+        copy_folder(checkpoint.best, folder.best)
+
+
 def _actor(config: Config, folder: RunFolder, start: Backbone) -> Backbone:
     """What trains: an adapter on the start policy, or a copy of it."""
     start.checkpoints_activations = config.model.activation_checkpointing  # and so does whatever is made of it
     if config.model.lora.rank:
         return AdaptedBackbone(start, "actor", config.model.lora, seed=config.seed, home=folder.start.absolute())
     return start.frozen_copy()
+
+
+def check_ranks(config: Config, ranks: Ranks) -> None:
+    """ValueError where some rank would have no game."""
+    for name, games in (("rollout.games", config.rollout.games), ("batch_games", config.update.batch_games)):
+        if games < ranks.size:
+            raise ValueError(f"{name}: wanted a game a rank at least, {ranks.size}, got {games}")
 
 
 def _load(config: Config, path: Path, device: torch.device) -> tuple[Backbone, int]:

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from archer_fast.config import Config
 from archer_fast.evaluation import summarise
 from archer_fast.meters import Meters
 from archer_fast.optim import NonFiniteLoss
+from archer_fast.ranks import ALONE, Ranks
 from archer_fast.run_folder import RunFolder
 from archer_fast.run_state import RunState
 from archer_fast.stall_watch import StallWatch
@@ -32,31 +33,38 @@ class Interrupted(KeyboardInterrupt):
         self.path = path
 
 
-def train(config: Config, folder: RunFolder, watcher: Watcher) -> dict[str, Any]:
+def train(config: Config, folder: RunFolder, watcher: Watcher, ranks: Ranks = ALONE) -> dict[str, Any]:
     """Run the algorithm of `config` and return the summary (before, after, best, what stopped it early).
 
     One iteration: play games with the actor, store them, let the critic learn from replayed turns, then let
     the actor learn from the critic, once the critic's warm-up is over. Other algorithms have no critic phase, or
     use it for their value head.
+    ranks: the processes of this run, each of which calls this with the same arguments; the first writes the folder.
     Errors: ValueError where `folder` holds a run that `config.resume` does not ask for, or is being written.
     """
-    with folder.lock():
-        folder.check_free(resume=config.resume)
-        folder.save_config(config)
-        with StallWatch(watcher, config.stall, folder.stalls) as watched:
-            run = RunState.start(config, folder, watched)
-            with run.loggers:
+    with ExitStack() as stack:
+        ranks.led(lambda: claim(folder, stack, resume=config.resume))
+        ranks.led(lambda: folder.save_config(config))
+        with StallWatch(watcher, config.stall, folder.stalls_of(ranks.rank)) as watched:
+            run = RunState.start(config, folder, watched, ranks)
+            with run.loggers or nullcontext():
                 iterate(run, watched)
                 return run.finish()
 
 
+def claim(folder: RunFolder, stack: ExitStack, *, resume: bool) -> None:
+    """Keep others out of the folder until `stack` ends; ValueError where it is not free."""
+    stack.enter_context(folder.lock())
+    folder.check_free(resume=resume)
+
+
 def iterate(run: RunState, watcher: Watcher) -> None:
     """Iterations until the run is over; after Ctrl-C, Interrupted once the present one is saved."""
-    config, learner, meters = run.config, run.learner, Meters()
+    config, learner, meters = run.config, run.learner, Meters(run.ranks)
     clock = Clock(meters)
     saved: Path | None = None  # where the present iteration lies
-    with StopRequest(watcher) as stop:
-        while not run.over and not stop.requested:
+    with StopRequest(watcher, run.ranks) as stop:
+        while not (stop.asked() or run.over):
             try:
                 with clock("rollout"):
                     games = run.play_games(meters)
@@ -79,21 +87,36 @@ def iterate(run: RunState, watcher: Watcher) -> None:
             if run.iteration % config.checkpoint_every == 0 or run.over:
                 with clock("other"):  # in the next iteration's row: this one is written
                     saved = run.save()
-    if stop.requested:
+    if stop.agreed:
         raise Interrupted(saved or run.save())
 
 
 class StopRequest:
-    """Ctrl-C or SIGTERM lets the iteration end and be saved; a second one stops at once, the last checkpoint stays."""
+    """Ctrl-C or SIGTERM lets the iteration end and be saved; a second one stops at once, the last checkpoint stays.
 
-    def __init__(self, watcher: Watcher) -> None:
-        self.watcher = watcher
-        self.requested = False
+    Of several ranks one that was told is enough. torchrun hands a Ctrl-C on that the terminal has sent already: within
+    `_ECHO` seconds it is the same one there.
+    """
+
+    _ECHO = 2.0
+
+    def __init__(self, watcher: Watcher, ranks: Ranks = ALONE) -> None:
+        self.watcher, self.ranks = watcher, ranks
+        self.requested = self.agreed = False
+        self._when = 0.0
+
+    def asked(self) -> bool:
+        """On any rank; the same answer on all."""
+        self.agreed = self.ranks.any(self.requested)
+        return self.agreed
 
     def _handle(self, number: int, frame: object) -> None:
+        now = time.monotonic()
+        if self.requested and self.ranks.size > 1 and now - self._when < self._ECHO:
+            return
         if self.requested:
             raise KeyboardInterrupt
-        self.requested = True
+        self.requested, self._when = True, now
         self.watcher.message("stopping after this iteration, then saving; once more stops at once")
 
     def __enter__(self) -> StopRequest:
@@ -125,7 +148,9 @@ class Clock:
 
     def read(self) -> dict[str, float]:
         """`seconds_PHASE`, and `tokens_per_second_PHASE` where any token passed, and of all phases together."""
-        seconds, tokens = self.seconds, self.tokens
+        seconds = self.seconds
+        every = self._meters.ranks.gather(self.tokens)
+        tokens = {phase: sum(theirs.get(phase, 0.0) for theirs in every) for phase in self.tokens}
         self.seconds, self.tokens = {}, {}
         row = {f"seconds_{phase}": round(value, 4) for phase, value in seconds.items()}
         row |= {f"tokens_per_second_{phase}": n / max(seconds[phase], 1e-9) for phase, n in tokens.items() if n > 0}

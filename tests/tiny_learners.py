@@ -17,6 +17,7 @@ from archer_fast.batch import Alternatives, PackedBatch
 from archer_fast.buffer import TrajectoryBuffer
 from archer_fast.config import Config
 from archer_fast.critic import ActionFeatures, StateFeatures, ValueHeads
+from archer_fast.ranks import ALONE, Ranks
 from archer_fast.rollout.embedded import EmbeddedEngine
 from archer_fast.trajectory import Trajectory, Turn
 from archer_fast.turn_features import FeatureLayout
@@ -43,7 +44,7 @@ def random_games(num_games: int = 9, seed: int = 0) -> list[Trajectory]:
     return games
 
 
-def make_learner(make_lm: MakeLM, config: Config, seed: int = 0, flatten: float = 1.0) -> Any:
+def make_learner(make_lm: MakeLM, config: Config, seed: int = 0, flatten: float = 1.0, ranks: Ranks = ALONE) -> Any:
     """The learner that `config` names; `flatten` below 1 brings the policy nearer to uniform."""
     reference = Backbone(make_lm(seed=2, vocab_size=VOCAB), None).requires_grad_(False)
     reference.lm_head_weight.mul_(flatten)
@@ -56,7 +57,7 @@ def make_learner(make_lm: MakeLM, config: Config, seed: int = 0, flatten: float 
     buffer = TrajectoryBuffer(
         config.buffer.max_tokens, config.buffer.max_trajectories, seed, feature_bytes=row_bytes, max_feature_memory=0
     )
-    return learner_of(config, actor, reference, engine, buffer)
+    return learner_of(config, actor, reference, engine, buffer, ranks)
 
 
 def all_hidden(backbone: Backbone, ids: np.ndarray) -> Tensor:

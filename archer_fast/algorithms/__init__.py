@@ -10,6 +10,7 @@ from archer_fast.algorithms.reinforce import Reinforce
 from archer_fast.backbone import Backbone
 from archer_fast.buffer import TrajectoryBuffer
 from archer_fast.config import Config
+from archer_fast.ranks import ALONE, Ranks
 from archer_fast.rollout.embedded import EmbeddedEngine
 
 LEARNERS: dict[str, type[Learner]] = {
@@ -21,7 +22,12 @@ LEARNERS: dict[str, type[Learner]] = {
 
 
 def make_learner(
-    config: Config, actor: Backbone, reference: Backbone, engine: EmbeddedEngine, buffer: TrajectoryBuffer
+    config: Config,
+    actor: Backbone,
+    reference: Backbone,
+    engine: EmbeddedEngine,
+    buffer: TrajectoryBuffer,
+    ranks: Ranks = ALONE,
 ) -> Learner:
     """The learner that `config.algorithm` names."""
-    return LEARNERS[config.algorithm](config, actor, reference, engine, buffer)
+    return LEARNERS[config.algorithm](config, actor, reference, engine, buffer, ranks)

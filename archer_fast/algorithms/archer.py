@@ -19,7 +19,6 @@ from archer_fast.algorithms.credit import (
     estimate,
     normalised,
     return_spread,
-    trust,
 )
 from archer_fast.algorithms.learner import Learner, OnStep, ignore, row_tokens
 from archer_fast.backbone import Backbone
@@ -41,6 +40,7 @@ from archer_fast.ops import critic_loss
 from archer_fast.optim import GuardedStep
 from archer_fast.packing import Int64, PackedArrays
 from archer_fast.prefetch import Prefetcher
+from archer_fast.ranks import ALONE, Ranks
 from archer_fast.rollout.embedded import EmbeddedEngine
 from archer_fast.turn_features import FeatureLayout
 
@@ -58,9 +58,15 @@ class Archer(Learner):
     """A turn-level double critic on replayed turns, and an actor credited by it in one of several ways."""
 
     def __init__(
-        self, config: Config, actor: Backbone, reference: Backbone, engine: EmbeddedEngine, buffer: TrajectoryBuffer
+        self,
+        config: Config,
+        actor: Backbone,
+        reference: Backbone,
+        engine: EmbeddedEngine,
+        buffer: TrajectoryBuffer,
+        ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(config, actor, reference, engine, buffer)
+        super().__init__(config, actor, reference, engine, buffer, ranks)
         c, patience = config.critic, config.max_skipped_steps
         self.needs_logprobs = config.actor.loss == "ppo_clip" and config.actor.actions != "fresh"
         self.critic_epochs, self.warmup_iterations = c.epochs, c.warmup_iterations
@@ -74,9 +80,11 @@ class Archer(Learner):
             {"params": list(self.critic.heads.parameters()), "lr": c.lr},
             {"params": self.critic.trained_trunk_parameters(), "lr": c.trunk_lr},
         ]
-        self.critic_step = GuardedStep("critic", head_groups, c.max_grad_norm, patience)
+        # Heads alone are trained alike on every rank; a trunk's passes are shared, and their gradients summed.
+        shares = ranks if self.critic.trains_trunk else ALONE
+        self.critic_step = GuardedStep("critic", head_groups, c.max_grad_norm, patience, shares)
         self._lambda_returns: tuple[int, Tensor] | None = None
-        self.baseline = TokenBaseline(config, reference) if config.actor.token_baseline else None
+        self.baseline = TokenBaseline(config, reference, ranks) if config.actor.token_baseline else None
 
     def modules(self) -> dict[str, nn.Module]:
         return {"critic": self.critic} | ({"baseline": self.baseline.value} if self.baseline else {})
@@ -107,14 +115,18 @@ class Archer(Learner):
         draws = [self._draw_transitions() for _ in range(c.epochs)]
         fresh = self._fresh_actions(draws, meters) if c.value_target == "resample" else None
         self._lambda_returns = self._make_lambda_returns() if c.td_lambda > 0 else None
-        reads = map(self._replay, draws)
+        mine = [self._own_turns(drawn) for drawn in draws]
+        reads = (self._replay(drawn[own]) for drawn, own in zip(draws, mine, strict=True))
         with Prefetcher(reads) if self.reads_ahead else nullcontext(reads) as replayed:
             for epoch, turns in enumerate(replayed):
-                loss = self._critic_loss(turns, None if fresh is None else fresh[epoch], meters)
-                self.critic_step(loss, meters, turns.trajectory_ids)
+                own = mine[epoch]
+                loss = self._critic_loss(turns, None if fresh is None else fresh[epoch].at(own), meters)
+                self.critic_step(loss * (own.size / draws[epoch].size), meters, turns.trajectory_ids)
                 self.critic.update_targets()
                 on_step()
         self.critic_step.check(meters)
+        if not self.critic.trains_trunk:
+            self.ranks.take_first(self.critic.state_dict().values())
 
     def update_actor(self, meters: Meters, on_step: OnStep = ignore) -> None:
         """`epochs` policy-gradient steps.
@@ -155,9 +167,19 @@ class Archer(Learner):
         """Turn ids of one critic step: uniform over turns, or all turns of whole games for a trained trunk."""
         if not self.critic.trains_trunk:
             return self.buffer.sample_turns(self.config.critic.batch_turns)
-        num_games = max(1, round(self.config.critic.batch_turns * len(self.buffer) / self.buffer.num_turns))
+        num_games = round(self.config.critic.batch_turns * len(self.buffer) / self.buffer.num_turns)
+        num_games = max(self.ranks.size, num_games)
         games = np.sort(self.buffer.sample_trajectories(min(num_games, len(self.buffer))))  # as they are collated
         return self.turns_of(games)
+
+    def _own_turns(self, turn_ids: np.ndarray) -> np.ndarray:
+        """Places in `turn_ids` of this rank's share: all where heads alone train, else those of some of the games."""
+        if not self.critic.trains_trunk or self.ranks.size == 1:
+            return np.arange(turn_ids.size)
+        owner = self.buffer.trajectory_of(turn_ids)
+        games = np.unique(owner)
+        parts = self.own_passes(self.buffer.lengths(games).tolist())
+        return np.nonzero(np.isin(owner, games[np.concatenate(parts)]))[0]
 
     def _replay(self, turn_ids: np.ndarray) -> ReplayedTurns:
         """What a critic step reads of the buffer; made while the step before runs, where `reads_ahead`."""
@@ -255,11 +277,12 @@ class Archer(Learner):
         sizes, forwarded = [d.size for d in draws], self.engine.num_forward_tokens
         wanted = np.concatenate(draws)
         owner = self.buffer.trajectory_of(wanted)
-        hidden = torch.empty(wanted.size, self.actor.hidden_size, device=self.actor.device)
-        numbers = torch.empty(2, wanted.size, device=self.actor.device)
+        hidden = torch.zeros(wanted.size, self.actor.hidden_size, device=self.actor.device)
+        numbers = torch.zeros(2, wanted.size, device=self.actor.device)
         games, inverse, counts = np.unique(owner, return_inverse=True, return_counts=True)
         by_count = np.argsort(counts, kind="stable")
-        for chunk in np.array_split(by_count, max(1, -(-games.size // self.config.actor.batch_games))):
+        num_chunks = max(self.ranks.size, -(-games.size // self.config.actor.batch_games))
+        for chunk in self.ranks.share(np.array_split(by_count, min(num_chunks, games.size))):
             self.on_pass("sampling of fresh actions")
             chosen = np.sort(chunk)
             batch = self.collate(games[chosen])
@@ -282,6 +305,7 @@ class Archer(Learner):
                 hidden[at] = action.hidden.float()
                 numbers[:, at] = torch.stack([action.logprob, action.repeated])
         meters.count(processed_tokens=self.engine.num_forward_tokens - forwarded)
+        hidden, numbers = self.ranks.sum(hidden), self.ranks.sum(numbers)
         return [ActionFeatures(h, *n) for h, n in zip(hidden.split(sizes), numbers.split(sizes, 1), strict=True)]
 
     # -- actor -------------------------------------------------------------------------------------
@@ -293,25 +317,29 @@ class Archer(Learner):
             return np.sort(self.rng.permutation(self.newest)[:num])
         return np.sort(self.buffer.sample_trajectories(min(num, end - first)))
 
-    def _choose_states(self, batch: PackedBatch) -> Tensor:
-        """[B, S*K] int64: S turns of each game, drawn without replacement, each K times; -1 where a game is short."""
+    def _choose_states(self, games: np.ndarray, own: np.ndarray) -> Tensor:
+        """[B, S*K] int64: S turns of each of the B games at the places `own` in `games`, drawn without replacement and
+        each K times, as turns of their batch; -1 where a game is short."""
         a = self.config.actor
-        turn_ids = np.full((len(batch.lengths), a.states_per_game), -1, np.int64)
+        counts = self.buffer.turn_span(games)[1].tolist()
+        chosen = [np.sort(self.rng.permutation(count)[: a.states_per_game]) for count in counts]  # alike on every rank
+        turn_ids = np.full((own.size, a.states_per_game), -1, np.int64)
         first = 0
-        for row, count in enumerate(batch.num_turns):
-            chosen = np.sort(self.rng.permutation(count)[: a.states_per_game])
-            turn_ids[row, : chosen.size] = first + chosen
-            first += count
-        return torch.from_numpy(np.repeat(turn_ids, a.alternatives, axis=1)).to(batch.input_ids.device)
+        for row, place in enumerate(own):
+            turn_ids[row, : chosen[place].size] = first + chosen[place]
+            first += counts[place]
+        return torch.from_numpy(np.repeat(turn_ids, a.alternatives, axis=1)).to(self.actor.device)
 
     @torch.no_grad()
     def _fresh_passes(self, games: np.ndarray, meters: Meters) -> tuple[list[ScoredActions], float]:
         """Fresh actions at states of these games, and of `both` the taken ones too, with their advantages; and
         KL(policy || start) of the fresh ones [nats an action]."""
         a, temperature, both = self.config.actor, self.config.rollout.temperature, self.config.actor.actions == "both"
+        own_games = np.sort(np.concatenate(self.own_passes(self.buffer.lengths(games).tolist())))
+        states, games = self._choose_states(games, own_games), games[own_games]
         batch, forwarded = self.collate(games), self.engine.num_forward_tokens
         self.on_pass("sampling of fresh actions")
-        alternatives = self.engine.sample_alternatives(batch, self._choose_states(batch))
+        alternatives = self.engine.sample_alternatives(batch, states)
         passes, credits, residuals, q_values, moved, rows, num_fresh = [], [], [], [], [], [], 0
         for _, own, tree in self._trees(games, batch, alternatives):
             read = start = read_tree(self.critic.trunk, own, tree, temperature, taken=both)
@@ -340,12 +368,14 @@ class Archer(Learner):
         meters.add(q_fresh=torch.cat(q_values).mean(), advantage_std=torch.cat(credits).std(correction=0))
         if residuals:
             meters.add(residual_std=torch.cat(residuals).std(correction=0))
-        return passes, (torch.stack(moved).sum() / num_fresh).item()
+        total = torch.stack([torch.stack(moved).sum(), torch.full((), num_fresh, device=self.actor.device)])
+        moved_by, num_fresh = self.ranks.sum(total).tolist()
+        return passes, moved_by / num_fresh
 
     def _logged_passes(self, games: np.ndarray, meters: Meters) -> list[ScoredActions]:
         """All turns of these games, with the actions that were taken and their advantages."""
         passes, credits, temperature = [], [], self.config.rollout.temperature
-        for part in self.passes(self.buffer.lengths(games).tolist()):
+        for part in self.own_passes(self.buffer.lengths(games).tolist()):
             batch = self.collate(games[part])
             with torch.no_grad():
                 features = read_games(self.critic.trunk, batch, temperature)
@@ -368,9 +398,9 @@ class Archer(Learner):
                 passes = self.baseline(passes, games, meters)
         if not self.config.actor.normalise_advantages:
             return passes
-        trusted = trust(passes, self._return_spread(games).to(self.actor.device))
-        meters.add(advantage_trust=trusted)
-        return normalised(passes, trusted)
+        passes, trust = normalised(passes, self._return_spread(games).to(self.actor.device), self.ranks)
+        meters.add(advantage_trust=trust)
+        return passes
 
     def _return_spread(self, games: np.ndarray) -> Tensor:
         records = self.buffer.turn_records(self.turns_of(games))
@@ -381,12 +411,19 @@ class Archer(Learner):
     # -- passes over stored games --------------------------------------------------------------------
 
     def read_start_policy(self, games: Int64) -> Iterator[tuple[Int64, PackedBatch, GameFeatures]]:
-        """Its passes over these games. A frozen trunk's features go to the buffer as they come."""
+        """Its passes over these games. A frozen trunk's features go to the buffer as they come, other ranks' at the
+        end."""
+        made = []
         for ids, batch, features in super().read_start_policy(games):
             if not self.critic.trains_trunk:
                 rows = self.layout.write(features, batch.num_turns)
                 self.buffer.set_features(ids, self.trunk_version, rows)
+                if self.ranks.size > 1:
+                    made.append((ids, rows))
             yield ids, batch, features
+        for rank, theirs in enumerate(self.ranks.gather(made)):
+            for ids, rows in theirs if rank != self.ranks.rank else []:
+                self.buffer.set_features(ids, self.trunk_version, rows)
 
     def _trees(
         self, games: np.ndarray, batch: PackedBatch, alternatives: Alternatives

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from archer_fast.actor import ScoredActions
-from archer_fast.advantages import centre_by_state, normalise, turn_gae
+from archer_fast.advantages import centre_by_state, turn_gae
 from archer_fast.backbone import Backbone
 from archer_fast.batch import PackedBatch
 from archer_fast.config import ActorConfig, Config
@@ -14,6 +14,7 @@ from archer_fast.critic import ActionFeatures, GameFeatures, StateFeatures, Stat
 from archer_fast.meters import Meters
 from archer_fast.optim import GuardedStep
 from archer_fast.packing import Int64
+from archer_fast.ranks import ALONE, Ranks
 
 
 def estimate(values: Tensor, config: ActorConfig) -> Tensor:
@@ -61,29 +62,28 @@ def return_spread(returns: Tensor, turn: Tensor) -> Tensor:
     return (centre_by_state(returns, turn, num_turns).square().sum() / freedom).sqrt()
 
 
-def trust(passes: list[ScoredActions], spread: Tensor) -> Tensor:
-    """[] in [0, 1] spread / the root mean square of their advantages, 1 where that is no larger than `spread` []."""
-    rms = torch.cat([scored.advantages for scored in passes]).square().mean().sqrt()
-    return (spread / rms.clamp(min=1e-6)).clamp(max=1.0)
-
-
-def normalised(passes: list[ScoredActions], trusted: Tensor) -> list[ScoredActions]:
-    """Their advantages divided by the root mean square over all of them, and times `trusted` []."""
-    together = trusted * normalise(torch.cat([scored.advantages for scored in passes]))
-    parts = together.split([scored.advantages.numel() for scored in passes])
-    return [scored._replace(advantages=own) for scored, own in zip(passes, parts, strict=True)]
+def normalised(passes: list[ScoredActions], spread: Tensor, ranks: Ranks = ALONE) -> tuple[list[ScoredActions], Tensor]:
+    """Their advantages divided by the root mean square over all of them, and times the trust [] in [0, 1] in them:
+    `spread` [] / that root, at most 1."""
+    together = torch.cat([scored.advantages for scored in passes])
+    count = torch.full((), together.numel(), dtype=together.dtype, device=together.device)
+    squares, count = ranks.sum(torch.stack([together.square().sum(), count]))
+    rms = (squares / count).sqrt().clamp(min=1e-6)
+    trust = (spread / rms).clamp(max=1.0)
+    parts = (trust * (together / rms)).split([scored.advantages.numel() for scored in passes])
+    return [scored._replace(advantages=own) for scored, own in zip(passes, parts, strict=True)], trust
 
 
 class TokenBaseline:
     """b(s, a_<t), a value a token on the start policy's hidden states, fitted to the advantages it is subtracted from
     (Zhou et al. 2024, arXiv 2402.19446, section 3.3)."""
 
-    def __init__(self, config: Config, reference: Backbone) -> None:
-        self.reference = reference
+    def __init__(self, config: Config, reference: Backbone, ranks: Ranks = ALONE) -> None:
+        self.reference, self.ranks = reference, ranks
         generator = torch.Generator().manual_seed(config.seed + 3)
         self.value = StateValue(reference.hidden_size, config.critic.hidden_size, generator).to(reference.device)
         group = [{"params": list(self.value.parameters()), "lr": config.critic.lr}]
-        self.step = GuardedStep("baseline", group, config.critic.max_grad_norm, config.max_skipped_steps)
+        self.step = GuardedStep("baseline", group, config.critic.max_grad_norm, config.max_skipped_steps, ranks)
 
     def __call__(self, passes: list[ScoredActions], games: Int64, meters: Meters) -> list[ScoredActions]:
         """The passes with b subtracted, as it was before its own step towards their advantages."""
@@ -94,7 +94,8 @@ class TokenBaseline:
             values.append(self.value(StateFeatures(hidden, scored.turn)).mean(0))
             meters.count(processed_tokens=scored.input_ids.numel())
         advantages = torch.cat([scored.advantages for scored in passes])
-        loss = (torch.cat(values) - advantages).square().mean()
-        meters.add(baseline_loss=loss.detach())
+        squares = (torch.cat(values) - advantages).square()
+        loss = squares.sum() / self.ranks.sum(torch.tensor(squares.numel())).item()
+        meters.add(baseline_loss=squares.detach().mean())
         self.step(loss, meters, games)
         return [s._replace(advantages=s.advantages - v.detach()) for s, v in zip(passes, values, strict=True)]

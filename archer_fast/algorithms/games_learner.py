@@ -36,7 +36,7 @@ class GamesLearner(Learner):
         ref_logprobs = self._reference_logprobs(games, meters) if self.update.kl_coef > 0 else None
         for chosen in self._minibatches(games):
             passes = []
-            for part in self.passes(self.buffer.lengths(chosen).tolist()):
+            for part in self.own_passes(self.buffer.lengths(chosen).tolist()):
                 ids = chosen[part].tolist()
                 batch = self.collate(chosen[part])
                 ref = None if ref_logprobs is None else torch.cat([ref_logprobs[i] for i in ids])
@@ -62,10 +62,10 @@ class GamesLearner(Learner):
 
     def _reference_logprobs(self, games: Int64, meters: Meters) -> dict[int, Tensor]:
         """By game id, of its action tokens under the start policy; those of the newest games are known."""
-        found = dict(self.ref_logprobs)
-        unknown = games[~np.isin(games, list(found))]
+        found: dict[int, Tensor] = {}
+        unknown = games[~np.isin(games, list(self.ref_logprobs))]
         if unknown.size:
             for ids, batch, features in self.read_start_policy(unknown):
                 found |= by_game(features.token_logprobs, ids, batch)
                 meters.count(processed_tokens=batch.num_tokens)
-        return found
+        return self.ref_logprobs | self.gather_by_game(found)

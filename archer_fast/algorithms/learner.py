@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from archer_fast.actor import ActorLoss, ScoredActions, accumulated_actor_loss
+from archer_fast.actor import ActorLoss, ScoredActions, accumulated_actor_loss, count_scored
 from archer_fast.backbone import Backbone
 from archer_fast.batch import PackedBatch
 from archer_fast.buffer import TrajectoryBuffer
@@ -19,6 +19,7 @@ from archer_fast.device_staging import DeviceStaging
 from archer_fast.meters import Meters
 from archer_fast.optim import GuardedStep
 from archer_fast.packing import Int64, pack_trajectories
+from archer_fast.ranks import ALONE, Ranks
 from archer_fast.rollout.embedded import EmbeddedEngine
 from archer_fast.token_packer import pack_tokens
 from archer_fast.trajectory import Trajectory
@@ -47,8 +48,15 @@ class Learner:
     warmup_iterations = 0  # iterations before the first `update_actor`
 
     def __init__(
-        self, config: Config, actor: Backbone, reference: Backbone, engine: EmbeddedEngine, buffer: TrajectoryBuffer
+        self,
+        config: Config,
+        actor: Backbone,
+        reference: Backbone,
+        engine: EmbeddedEngine,
+        buffer: TrajectoryBuffer,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.config, self.update = config, config.update
         self.actor, self.reference, self.engine, self.buffer = actor, reference, engine, buffer
         self.trunk_version = reference.fingerprint()
@@ -59,10 +67,10 @@ class Learner:
         self._has_stepped = False  # since the last `insert`
         self.rng = np.random.default_rng([config.seed, 2])  # which games and turns the actor visits
         group = [{"params": list(actor.parameters()), "lr": self.update.lr}]
-        self.actor_step = GuardedStep("actor", group, self.update.max_grad_norm, config.max_skipped_steps)
+        self.actor_step = GuardedStep("actor", group, self.update.max_grad_norm, config.max_skipped_steps, ranks)
 
     def insert(self, trajectories: list[Trajectory], meters: Meters) -> None:
-        """Store games in the buffer; the start policy reads them once, for the KL."""
+        """Store games in the buffer; the start policy reads them once, for the KL. The same games on every rank."""
         if self.needs_logprobs and any(turn.policy_version < 0 for game in trajectories for turn in game.turns):
             raise ValueError(
                 f"trajectories: {self.config.algorithm} with the loss ppo_clip wants the log-probs of the policy that "
@@ -73,29 +81,36 @@ class Learner:
         self.buffer.extend(trajectories)
         low, end = self.buffer.trajectory_range
         games = np.arange(max(first, low), end)  # all but those that the push itself evicted
+        if 0 < games.size < self.ranks.size and self.config.learns_from_newest:
+            raise ValueError(f"trajectories: wanted a game a rank at least, {self.ranks.size}, got {games.size}")
         self.newest, self.ref_logprobs = games, {}
         if games.size == 0:
             return
-        moved, rows, num_turns, num_tokens = [], [], 0, 0
+        logprobs: dict[int, Tensor] = {}
+        totals = torch.zeros(4, dtype=torch.float64, device=self.actor.device)  # KL, turns, tokens in rows, tokens
         for ids, batch, features in self.read_start_policy(games):
-            self.ref_logprobs |= by_game(features.token_logprobs, ids, batch)
-            moved.append(batch.rollout_logprobs.sum() - features.action.logprob.sum())
-            num_turns += sum(batch.num_turns)
+            logprobs |= by_game(features.token_logprobs, ids, batch)
+            moved = batch.rollout_logprobs.sum() - features.action.logprob.sum()
+            rows = row_tokens(batch.position_ids, batch.action_positions)
+            totals[0] += moved
+            totals[1] += sum(batch.num_turns)
+            totals[2] += rows
+            totals[3] += batch.num_tokens
             meters.count(processed_tokens=batch.num_tokens)
-            rows.append(row_tokens(batch.position_ids, batch.action_positions))
-            num_tokens += batch.num_tokens
-        meters.add(kl=torch.stack(moved).sum() / num_turns, deduplication=torch.stack(rows).sum() / num_tokens)
+        self.ref_logprobs = self.gather_by_game(logprobs)
+        kl, num_turns, rows, num_tokens = self.ranks.sum(totals)
+        meters.add(kl=kl / num_turns, deduplication=rows / num_tokens)
 
     @torch.no_grad()
     def kl_to_start(self, trajectories: Sequence[Trajectory]) -> float:
         """KL(policy that sampled || start), nats an action, by games that are not stored."""
-        moved = 0.0
-        for part in self.passes([game.num_tokens for game in trajectories]):
+        moved = torch.zeros((), dtype=torch.float64, device=self.actor.device)
+        for part in self.own_passes([game.num_tokens for game in trajectories]):
             packed = pack_trajectories([trajectories[i] for i in part])
             batch = PackedBatch.from_arrays(packed, self.actor.device)
             logprobs = read_games(self.reference, batch, self.config.rollout.temperature).action.logprob
-            moved += (batch.rollout_logprobs.sum() - logprobs.sum()).item()
-        return moved / sum(game.num_turns for game in trajectories)
+            moved += batch.rollout_logprobs.sum() - logprobs.sum()
+        return self.ranks.sum(moved).item() / sum(game.num_turns for game in trajectories)
 
     def complete_features(self) -> int:
         """Read the games in the buffer that lack what this algorithm keeps beside them; how many there were."""
@@ -119,25 +134,32 @@ class Learner:
         kind: PolicyLoss = "reinforce",
         **more: float,
     ) -> ActorLoss:
-        """One optimizer step on these actions, which stand in these games of the buffer. more: clip, awr_beta."""
+        """One optimizer step on these actions, which stand in these games of the buffer. more: clip, awr_beta.
+
+        passes: this rank's share of the step; what is returned is of the whole, but for `loss`.
+        """
         self.on_pass("the actor's step")
         u: UpdateConfig = self.update
+        num_actions, num_tokens = self.ranks.sum(torch.tensor(count_scored(passes))).tolist()
         out = accumulated_actor_loss(
             self.actor,
             passes,
             kind=kind,
+            totals=(num_actions, num_tokens),
             temperature=self.config.rollout.temperature,
             kl_coef=u.kl_coef,
             entropy_coef=u.entropy_coef,
             **more,
         )
+        parts = torch.stack([out.policy_loss, out.entropy, out.clip_fraction, out.moved])
+        out = ActorLoss(out.loss, *self.ranks.sum(parts))
         meters.add(actor_loss=out.policy_loss, actor_entropy=out.entropy)
         if self.samples_are_own and not self._has_stepped:
             meters.add(mismatch_kl=out.moved)  # the weights are those that sampled: what is left is the engine's own
         self._has_stepped = True
         if kind == "ppo_clip":
             meters.add(clip_fraction=out.clip_fraction)
-        meters.count(actor_steps=1, useful_tokens=sum(scored.rows.numel() for scored in passes))
+        meters.count_once(actor_steps=1, useful_tokens=num_tokens)
         self.actor_step(out.loss, meters, games)
         return out
 
@@ -159,9 +181,28 @@ class Learner:
         """Which of some games share a pass over the trunk: their places in `lengths`, ascending."""
         return pack_tokens(lengths, max(self.config.model.max_pass_tokens, max(lengths)))
 
+    def own_passes(self, lengths: list[int]) -> list[np.ndarray]:
+        """`passes` of all ranks together, and of these this rank's share: as dear as any other's. Empty where there are
+        fewer games than ranks and the others have them."""
+        passes, size = self.passes(lengths), self.ranks.size
+        each = -(-len(passes) // size)
+        if len(lengths) < each * size:
+            return list(self.ranks.share(passes))
+        passes = pack_tokens(lengths, max(self.config.model.max_pass_tokens, max(lengths)), size)
+        return passes[self.ranks.rank * len(passes) // size :][: len(passes) // size]
+
+    def gather_by_game(self, mine: dict[int, Tensor]) -> dict[int, Tensor]:
+        """What the ranks hold by game, together."""
+        if self.ranks.size == 1:
+            return mine
+        found: dict[int, Tensor] = {}
+        for theirs in self.ranks.gather({game: values.cpu() for game, values in mine.items()}):
+            found |= theirs
+        return {game: values.to(self.actor.device) for game, values in found.items()}
+
     def read_start_policy(self, games: Int64) -> Iterator[tuple[Int64, PackedBatch, GameFeatures]]:
-        """Its passes over these games: the ids in each, the batch, and what it makes of it."""
-        for part in self.passes(self.buffer.lengths(games).tolist()):
+        """This rank's share of its passes over these games: the ids in each, the batch, and what it makes of it."""
+        for part in self.own_passes(self.buffer.lengths(games).tolist()):
             self.on_pass("the start policy's reading")
             batch = self.collate(games[part])
             with torch.no_grad():

@@ -18,6 +18,7 @@ from archer_fast.config import Config
 from archer_fast.critic import StateFeatures, StateValue
 from archer_fast.meters import Meters
 from archer_fast.optim import GuardedStep
+from archer_fast.ranks import ALONE, Ranks
 from archer_fast.rollout.embedded import EmbeddedEngine
 
 
@@ -66,9 +67,15 @@ class PPO(GamesLearner):
     needs_logprobs = True
 
     def __init__(
-        self, config: Config, actor: Backbone, reference: Backbone, engine: EmbeddedEngine, buffer: TrajectoryBuffer
+        self,
+        config: Config,
+        actor: Backbone,
+        reference: Backbone,
+        engine: EmbeddedEngine,
+        buffer: TrajectoryBuffer,
+        ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(config, actor, reference, engine, buffer)
+        super().__init__(config, actor, reference, engine, buffer, ranks)
         p = config.ppo
         self.critic_epochs = p.value_epochs
         generator = torch.Generator().manual_seed(config.seed + 1)
@@ -86,13 +93,15 @@ class PPO(GamesLearner):
     def update_critic(self, meters: Meters, on_step: OnStep = ignore) -> None:
         """Advantages by the value head as it is, then `value_epochs` passes of it over this iteration's games."""
         self._advantages = {}
-        states, returns = [], []
-        for part in self.passes(self.buffer.lengths(self.newest).tolist()):
+        found = []
+        for part in self.own_passes(self.buffer.lengths(self.newest).tolist()):
             state, target = self._credit(part, meters)
-            states.append(state)
-            returns.append(target)
-        hidden, turn = (torch.cat(parts) for parts in zip(*states, strict=True))
-        together, p = torch.cat(returns), self.config.ppo
+            found.append((*state, target))
+        self._advantages = self.gather_by_game(self._advantages)
+        # The head is small and has every time step of every rank: each fits the same one.
+        every = [parts for theirs in self.ranks.gather(self.ranks.movable(found)) for parts in theirs]
+        hidden, turn, together = (torch.cat(parts).to(self.actor.device) for parts in zip(*every, strict=True))
+        p = self.config.ppo
         for _ in range(p.value_epochs):
             for chosen in np.array_split(
                 self.rng.permutation(together.shape[0]), -(-together.shape[0] // p.value_batch)
@@ -104,6 +113,7 @@ class PPO(GamesLearner):
                 self.value_step(loss, meters, self.newest)
             on_step()
         self.value_step.check(meters)
+        self.ranks.take_first(self.value.parameters())
 
     @torch.no_grad()
     def _credit(self, part: np.ndarray, meters: Meters) -> tuple[StateFeatures, Tensor]:

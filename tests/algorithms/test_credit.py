@@ -17,7 +17,6 @@ from archer_fast.algorithms.credit import (
     credit_logged,
     normalised,
     return_spread,
-    trust,
 )
 from archer_fast.batch import PackedBatch
 from archer_fast.config import ActorConfig, Config, CriticConfig
@@ -106,22 +105,19 @@ def test_logged_actions(config: dict[str, Any], wanted: list[float]) -> None:
     assert got.tolist() == wanted
 
 
-def test_normalised_divides_all_passes_by_one_number(make_lm: MakeLM) -> None:
+@pytest.mark.parametrize(
+    ("spread", "trust"), [(5.0, 1.0), (12.5**0.5, 1.0), (0.25 * 12.5**0.5, 0.25), (0.0, 0.0), (torch.inf, 1.0)]
+)
+def test_normalised_divides_all_passes_by_one_number(make_lm: MakeLM, spread: float, trust: float) -> None:
+    """Less is left where the games' returns differ by less than the advantages."""
     scored = games_passes(make_learner(make_lm, Config()))[0]
     passes = [scored._replace(advantages=torch.tensor(x)) for x in ([3.0, -4.0], [0.0, 5.0])]
     rms = (50 / 4) ** 0.5
-    for got, wanted in zip(normalised(passes, torch.tensor(0.5)), ([3.0, -4.0], [0.0, 5.0]), strict=True):
-        torch.testing.assert_close(got.advantages * rms / 0.5, torch.tensor(wanted))
+    found, trusted = normalised(passes, torch.tensor(spread))
+    assert trusted.item() == pytest.approx(trust)
+    for got, wanted in zip(found, ([3.0, -4.0], [0.0, 5.0]), strict=True):
+        torch.testing.assert_close(got.advantages * rms, trust * torch.tensor(wanted))
         assert got.rows is scored.rows and got.num_actions == scored.num_actions
-
-
-@pytest.mark.parametrize(
-    ("spread", "wanted"), [(5.0, 1.0), (12.5**0.5, 1.0), (0.25 * 12.5**0.5, 0.25), (0.0, 0.0), (torch.inf, 1.0)]
-)
-def test_advantages_are_trusted_as_far_as_returns_differ(make_lm: MakeLM, spread: float, wanted: float) -> None:
-    scored = games_passes(make_learner(make_lm, Config()))[0]
-    passes = [scored._replace(advantages=torch.tensor(x)) for x in ([3.0, -4.0], [0.0, 5.0])]
-    assert trust(passes, torch.tensor(spread)).item() == pytest.approx(wanted)
 
 
 def test_return_spread_is_of_games_at_the_same_turn() -> None:
