@@ -220,6 +220,27 @@ def test_phases_of_a_real_iteration_are_within_a_tenth_of_the_plan(case: str) ->
             assert plan[name].memory == pytest.approx(real_memory, rel=0.1), (name, "memory")
 
 
+@pytest.mark.parametrize(("architecture", "layers"), [("llama", "num_hidden_layers"), ("gpt2", "n_layer")])
+def test_memory_of_a_real_rollout_is_within_a_tenth_of_the_plan(architecture: str, layers: str) -> None:
+    """Games of the workload's size in all slots, by the engine itself. A copy of one layer's keys and values is not in
+    the plan, so this model has as many layers as one of 7B."""
+    model = MODELS[architecture] | {layers: 28}
+    costs = count(
+        {"model_type": architecture, **model}, torch.float32, LoRAConfig(), game_shape(config_of(), WORK), fused=False
+    )
+    plan = make_plan(costs, config_of(), WORK).phases[0]
+    lm = build_causal_lm(architecture, **model).eval()
+    engine = EmbeddedEngine(Backbone(lm, None), VOCAB, num_slots=GAMES, max_new_tokens=WORK.action_tokens)
+    rng = np.random.default_rng(0)
+    with LiveMemory(lm.parameters()) as memory:
+        for _ in range(WORK.turns):
+            for slot in range(GAMES):
+                engine.observe(slot, rng.integers(1, VOCAB, WORK.observation_tokens).tolist())
+            while not engine.step():
+                pass  # nothing stops an action before its last token
+    assert plan.memory == pytest.approx(memory.peak, rel=0.1)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", ["default", "adapters", "checkpointing", "adapters and checkpointing"])
 def test_memory_of_a_real_iteration_on_a_gpu(case: str) -> None:
@@ -292,8 +313,16 @@ def test_the_sums_of_one_iteration() -> None:
     # 8 games of 160 tokens: sampled from, read by the start policy, and trained on; 60 + 30 of them meet the head.
     assert actor.tokens == 2 * 3 * 8 * 160
     assert actor.flops == 2 * (8 * 160 * (1 + 1 + 3) + 8 * 90 * head * (3 + 1) + 8 * 60 * head)
+    assert actor.bytes == 2 * 2000 * (3 + 1 + 1 + 5), "forward, backward twice, the start policy, prefill, 5 tokens"
+    assert rollout.memory == 16 * (8 * 128 + 10 * (2 + 24)), "rows of keys and values grow by doubling"
+    assert plan.vocabulary == 1.5 * 4 * 10 * 90 * 8 + 4 * 10 * 5, "logits, and the float32 sum of the matrix' gradient"
+    adapted = make_plan(replace(ROUND, adapted=True), config_of(), WORK)
+    assert actor.flops - adapted.phases[-1].flops == 2 * 8 * 90 * head, "the matrix has no gradient"
+    assert adapted.vocabulary == plan.vocabulary - 4 * 10 * 5
     tokens = plan.savings[0]
     assert (tokens.ours, tokens.original, tokens.unit) == (100, sum([15, 30, 45, 60, 75, 90]), "tokens")
+    copies = plan.savings[2]
+    assert (copies.ours, copies.original) == (plan.resident, 2000 * (3 + 2 * 2)), "three models, moments of two"
     assert plan.savings[-1].ours == sum(phase.flops for phase in plan.phases)
     row, following = 52.5, 62.5
     sampled = row + 5 * head
