@@ -18,6 +18,14 @@ from archer_fast.config import AttentionImpl
 
 IMPLS: tuple[str, ...] = get_args(AttentionImpl)
 
+# Where each package keeps its kernels. flash-attn-4 is a part of the namespace `flash_attn` without the rest of it.
+FLASH_PACKAGES = {
+    "flash_attention_2": ("flash_attn.flash_attn_interface", "flash-attn"),
+    "flash_attention_3": ("flash_attn_interface", "flash-attn-3"),
+    "flash_attention_4": ("flash_attn.cute", "flash-attn-4"),
+}
+VARIABLE_LENGTH = ("varlen", *FLASH_PACKAGES)  # kernels that take packed sequences as they are: CUDA, half precision
+
 
 class Layout(Protocol):
     """How the tokens of one forward pass relate: who may attend to whom, and where keys are kept."""
@@ -35,14 +43,20 @@ def choose_impl(impl: AttentionImpl, device: torch.device, dtype: torch.dtype) -
     if impl == "auto":
         if device.type != "cuda" or not half:
             return "sdpa"
-        if importlib.util.find_spec("flash_attn") is not None:
-            return "flash_attention_2"
-        return "varlen"
-    if impl in ("flash_attention_2", "varlen") and (device.type != "cuda" or not half):
+        return "flash_attention_2" if has_package("flash_attention_2") else "varlen"
+    if impl in VARIABLE_LENGTH and (device.type != "cuda" or not half):
         raise ValueError(f"attention={impl!r}: wanted a CUDA device and float16 or bfloat16, got {device} and {dtype}")
-    if impl == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-        raise ValueError("attention='flash_attention_2': the package flash-attn is not installed (extra `cuda`)")
+    if impl in FLASH_PACKAGES and not has_package(impl):
+        raise ValueError(f"attention={impl!r}: the package {FLASH_PACKAGES[impl][1]} is not installed or cannot load")
     return impl
+
+
+def has_package(impl: str) -> bool:
+    """Whether the package of one of `FLASH_PACKAGES` is there."""
+    try:
+        return importlib.util.find_spec(FLASH_PACKAGES[impl][0]) is not None
+    except ImportError:  # of what it lies in: not there, or built for another torch
+        return False
 
 
 def check_no_window(window: int | None, num_tokens: int) -> None:
@@ -169,11 +183,52 @@ def _attend_flash_2(
     return cast(Tensor, out)
 
 
+def _attend_flash_3(
+    layout: PackedLayout, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+) -> Tensor:
+    """flash-attention's kernels for Hopper (folder hopper/ of its repository)."""
+    from flash_attn_interface import flash_attn_varlen_func
+
+    cu, n = layout.cu_seqlens, layout.max_seqlen
+    sizes = (window - 1 if window is not None else -1, 0)
+    out = flash_attn_varlen_func(query, key, value, cu, cu, n, n, softmax_scale=scale, causal=True, window_size=sizes)
+    return _without_lse(out)
+
+
+def _attend_flash_4(
+    layout: PackedLayout, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+) -> Tensor:
+    """flash-attention's kernels for Hopper and Blackwell in CuTe (arguments of 4.0.0b16)."""
+    from flash_attn.cute import flash_attn_varlen_func
+
+    cu, n = layout.cu_seqlens, layout.max_seqlen
+    out = flash_attn_varlen_func(
+        query,
+        key,
+        value,
+        cu_seqlens_q=cu,
+        cu_seqlens_k=cu,
+        max_seqlen_q=n,
+        max_seqlen_k=n,
+        softmax_scale=scale,
+        causal=True,
+        window_size=(None, None) if window is None else (window - 1, 0),  # None: no bound
+    )
+    return _without_lse(out)
+
+
+def _without_lse(out: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Some releases return the log-sum-exp beside the output."""
+    return out[0] if isinstance(out, tuple) else out
+
+
 _ATTEND: dict[str, Callable[[PackedLayout, Tensor, Tensor, Tensor, float, int | None], Tensor]] = {
     "reference": _attend_reference,
     "sdpa": _attend_sdpa,
     "varlen": _attend_varlen,
     "flash_attention_2": _attend_flash_2,
+    "flash_attention_3": _attend_flash_3,
+    "flash_attention_4": _attend_flash_4,
 }
 
 

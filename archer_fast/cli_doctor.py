@@ -11,6 +11,7 @@ from rich.text import Text
 
 from archer_fast.adapted_backbone import AdaptedBackbone
 from archer_fast.adapter_folder import base_of, lora_of
+from archer_fast.attention import VARIABLE_LENGTH
 from archer_fast.backbone import Backbone, load_backbone
 from archer_fast.cli_args import DoctorArgs
 from archer_fast.cli_plan import advice
@@ -91,7 +92,7 @@ def _memory(backbone: Backbone, config: Config, games: list[Trajectory]) -> Find
     """The plan of an iteration with games like these."""
     dtype, device = backbone.lm_head_weight.dtype, backbone.device
     workload = mean_game(games)
-    fused = backbone.attention_impl in ("flash_attention_2", "varlen")
+    fused = backbone.attention_impl in VARIABLE_LENGTH
     shape = game_shape(config, workload)
     costs = count(
         backbone.model.config.to_dict(),

@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 # No module of ours is imported here: whoever only asks for settings (`--help`) should not wait for torch.
 
-AttentionImpl = Literal["auto", "flash_attention_2", "varlen", "sdpa", "reference"]
+AttentionImpl = Literal[
+    "auto", "flash_attention_2", "flash_attention_3", "flash_attention_4", "varlen", "sdpa", "reference"
+]
 TrunkMode = Literal["frozen", "shared", "lora", "separate"]
 Algorithm = Literal["archer", "ppo", "reinforce", "filtered-bc"]
 ValueTarget = Literal["behaviour", "resample", "expectile"]
@@ -112,7 +114,8 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Weights and activations."""
     attention: AttentionImpl = "auto"
-    """Packed attention kernel; `auto` chooses by device and prints its choice."""
+    """Packed attention kernel; `auto` chooses by device and prints its choice: flash_attention_2 where flash-attn is
+    installed, else torch's own `varlen`; 3 and 4 only by name; without CUDA or in float32 `sdpa`."""
     max_pass_tokens: int = 32768
     """Tokens of one pass over stored games, forward alone or with backward: more are cut into several passes with the
     same result. Games are never split, so the longest one of a batch is a pass of its own where it is longer."""

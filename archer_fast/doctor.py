@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -61,8 +60,8 @@ def check_attention(backbone: Backbone, asked: AttentionImpl) -> Finding:
     elif impl == "sdpa":
         why = f"a variable-length kernel needs CUDA and half precision, here are {backbone.device.type} and {dtype}"
     else:
-        missing = importlib.util.find_spec("flash_attn") is None
-        why = "torch's own; the package flash-attn is not installed" if missing else "the package flash-attn"
+        own = impl == "varlen"
+        why = "torch's own; the package flash-attn is not installed" if own else "the package flash-attn"
     return Finding("attention", "ok", f"{impl} ({why})")
 
 

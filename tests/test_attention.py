@@ -17,12 +17,15 @@ from torch.nn.attention import varlen
 
 from archer_fast import attention
 from archer_fast.attention import (
+    FLASH_PACKAGES,
+    IMPLS,
     AttentionImpl,
     BranchGrid,
     PackedLayout,
     TreeLayout,
     branch_grids,
     choose_impl,
+    has_package,
     make_buckets,
 )
 
@@ -134,37 +137,50 @@ class Recorder:
         return dense_truth(q, k, v, block_mask(self.lengths, self.window), scale).to(q.dtype)
 
 
-def flash_attn_varlen_func(  # flash-attn 2.8's signature
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    dropout_p: float = 0.0,
-    softmax_scale: float | None = None,
-    causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
-    softcap: float = 0.0,
-    alibi_slopes: Tensor | None = None,
-    deterministic: bool = False,
-    return_attn_probs: bool = False,
-    block_table: Tensor | None = None,
-) -> None: ...
+# The parameters that we give, and those between them, of flash-attn 2.8, of hopper/ at 2026 and of 4.0.0b16.
+SIGNATURES = {
+    "flash_attention_2": "q k v cu_seqlens_q cu_seqlens_k max_seqlen_q max_seqlen_k dropout_p softmax_scale causal "
+    "window_size softcap alibi_slopes deterministic return_attn_probs block_table",
+    "flash_attention_3": "q k v cu_seqlens_q cu_seqlens_k max_seqlen_q max_seqlen_k seqused_q seqused_k softmax_scale "
+    "causal qv q_descale k_descale v_descale window_size attention_chunk softcap num_splits pack_gqa deterministic",
+    "flash_attention_4": "q k v cu_seqlens_q cu_seqlens_k max_seqlen_q max_seqlen_k seqused_q seqused_k page_table "
+    "softmax_scale causal window_size learnable_sink softcap",
+}
 
 
-@pytest.mark.parametrize(("window", "window_size"), [(None, (-1, 0)), (3, (2, 0))])
-def test_flash_attention_2_is_called_with(
-    monkeypatch: pytest.MonkeyPatch, window: int | None, window_size: tuple[int, int]
+def signature_of(names: str) -> inspect.Signature:
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Signature([inspect.Parameter(name, kind, default=None) for name in names.split()])
+
+
+@pytest.mark.parametrize(
+    ("impl", "window", "window_size", "returns_lse"),
+    [
+        ("flash_attention_2", None, (-1, 0), False),
+        ("flash_attention_2", 3, (2, 0), False),
+        ("flash_attention_3", None, (-1, 0), False),
+        ("flash_attention_3", 3, (2, 0), True),
+        ("flash_attention_4", None, (None, None), False),
+        ("flash_attention_4", 3, (2, 0), True),
+    ],
+)
+def test_flash_attention_is_called_with(
+    monkeypatch: pytest.MonkeyPatch,
+    impl: AttentionImpl,
+    window: int | None,
+    window_size: tuple[int | None, int | None],
+    returns_lse: bool,
 ) -> None:
     lengths = (5, 1, 3)
-    recorder = Recorder("flash_attn_varlen_func", inspect.signature(flash_attn_varlen_func), lengths, window)
-    module = ModuleType("flash_attn")
-    module.flash_attn_varlen_func = recorder  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "flash_attn", module)
+    recorder = Recorder("flash_attn_varlen_func", signature_of(SIGNATURES[impl]), lengths, window)
+    function = (lambda *a, **k: (recorder(*a, **k), torch.zeros(4, 9))) if returns_lse else recorder
+    name = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(impl, "flash_attn.cute")
+    module = ModuleType(name)
+    module.flash_attn_varlen_func = function  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
+    monkeypatch.setitem(sys.modules, name, module)
     q, k, v = random_qkv(9)
-    layout = packed(lengths, "flash_attention_2")
+    layout = packed(lengths, impl)
     got = layout.attend(1, q, k, v, 0.4, window)
     call = recorder.arguments
     assert call.pop("q") is q and call.pop("k") is k and call.pop("v") is v  # two key-value heads: not repeated
@@ -209,6 +225,9 @@ def test_varlen_on_a_gpu(window: int | None) -> None:
     torch.testing.assert_close(got.double(), wanted, rtol=2e-2, atol=2e-2)
 
 
+FLASH_2 = "flash_attn.flash_attn_interface"
+
+
 def installed(name: str | None) -> Callable[[str], object | None]:
     return lambda wanted: object() if wanted == name else None
 
@@ -216,11 +235,12 @@ def installed(name: str | None) -> Callable[[str], object | None]:
 @pytest.mark.parametrize(
     ("device", "dtype", "package", "chosen"),
     [
-        (CPU, torch.float32, "flash_attn", "sdpa"),
-        (CPU, torch.bfloat16, "flash_attn", "sdpa"),
-        (CUDA, torch.float32, "flash_attn", "sdpa"),
-        (CUDA, torch.bfloat16, "flash_attn", "flash_attention_2"),
+        (CPU, torch.float32, FLASH_2, "sdpa"),
+        (CPU, torch.bfloat16, FLASH_2, "sdpa"),
+        (CUDA, torch.float32, FLASH_2, "sdpa"),
+        (CUDA, torch.bfloat16, FLASH_2, "flash_attention_2"),
         (CUDA, torch.float16, None, "varlen"),
+        (CUDA, torch.float16, "flash_attn.cute", "varlen"),  # which lies in `flash_attn` too, without version 2
     ],
 )
 def test_auto_chooses(
@@ -230,9 +250,9 @@ def test_auto_chooses(
     assert choose_impl("auto", device, dtype) == chosen
 
 
-@pytest.mark.parametrize("impl", ["flash_attention_2", "varlen", "sdpa", "reference"])
+@pytest.mark.parametrize("impl", [impl for impl in IMPLS if impl != "auto"])
 def test_a_name_is_kept_where_it_can_run(monkeypatch: pytest.MonkeyPatch, impl: AttentionImpl) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", installed("flash_attn"))
+    monkeypatch.setattr(importlib.util, "find_spec", installed(FLASH_PACKAGES.get(impl, (None,))[0]))
     assert choose_impl(impl, CUDA, torch.bfloat16) == impl
 
 
@@ -244,6 +264,8 @@ def test_a_name_is_kept_where_it_can_run(monkeypatch: pytest.MonkeyPatch, impl: 
         ("flash_attention_2", CPU, torch.bfloat16, "wanted a CUDA device"),
         ("varlen", CUDA, torch.float32, "got cuda and torch.float32"),
         ("flash_attention_2", CUDA, torch.float16, "flash-attn is not installed"),
+        ("flash_attention_3", CUDA, torch.float16, "flash-attn-3 is not installed"),
+        ("flash_attention_4", CUDA, torch.float16, "flash-attn-4 is not installed"),
     ],
 )
 def test_a_name_that_cannot_run_is_refused(
@@ -252,6 +274,10 @@ def test_a_name_that_cannot_run_is_refused(
     monkeypatch.setattr(importlib.util, "find_spec", installed(None))
     with pytest.raises(ValueError, match=message):
         choose_impl(impl, device, dtype)
+
+
+def test_a_package_that_cannot_load_is_not_there() -> None:
+    assert not has_package("flash_attention_2"), "its parent is not installed here"
 
 
 # Three games of 5, 1 and 4 tokens; the tokens of each branch lie behind them, branch after branch.

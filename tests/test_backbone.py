@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -314,3 +316,35 @@ def test_dropout_that_stands_in_a_block_itself_stays_off(monkeypatch: pytest.Mon
         found.append({name: p.grad for name, p in backbone.named_parameters() if p.grad is not None})
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+_LOADS = """
+import re, sys
+import torch
+from archer_fast.backbone import load_backbone
+
+def resident(name):
+    return 1024 * int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read()).group(1))
+
+load_backbone(sys.argv[1])  # whatever is imported on the way
+before = resident("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
+load_backbone(sys.argv[2])
+print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="asks Linux for the peak of resident memory")
+def test_loading_takes_little_more_memory_than_the_checkpoint(make_lm: MakeLM, tmp_path: Path) -> None:
+    """In shards, as large models come; the pages of a single file stay mapped until its last weight is copied."""
+    tokenizer = train_tokenizer(["a b", "b a"], 37)
+    large = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8}
+    for name, sizes in (("small", {}), ("large", large)):
+        make_lm(**sizes).save_pretrained(tmp_path / name, max_shard_size="50MB")
+        tokenizer.save_pretrained(tmp_path / name)
+    size = sum(file.stat().st_size for file in (tmp_path / "large").glob("*.safetensors"))
+    assert size > 300e6
+    arguments = [sys.executable, "-c", _LOADS, str(tmp_path / "small"), str(tmp_path / "large")]
+    peak = int(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout)
+    assert size < peak < 1.2 * size

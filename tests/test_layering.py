@@ -229,6 +229,7 @@ ARROWS: dict[str, set[str]] = {
     "cli_doctor": {
         "adapted_backbone",
         "adapter_folder",
+        "attention",
         "backbone",
         "cli_args",
         "cli_plan",
@@ -296,6 +297,7 @@ KNOWN_ONLY_BY = {
     "tokenizers": {"tiny_model"},
     "google_crc32c": {"sealed_file", "segment_manifest"},
     "flash_attn": {"attention"},
+    "flash_attn_interface": {"attention"},
     "triton": {"ops", "compile_report"},
     "peft": {"adapter_folder"},
     "yaml": {"hydra_config"},
