@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from archer_fast.meters import Meters
+from archer_fast.ranks import Ranks
 
 
 def test_means_and_counts_are_read_once() -> None:
@@ -41,3 +44,21 @@ def test_what_is_added_later_in_place_is_not_in_the_sum() -> None:
     meters.add(x=torch.tensor(3.0))
     assert value.item() == 1.0  # the caller's tensor is not the accumulator
     assert meters.read() == {"x": 2.0}
+
+
+class Pair(Ranks):
+    """The other rank has read these."""
+
+    def gather(self, mine: Any) -> list[Any]:
+        return [mine, ({"tokens": 5}, {"loss": 3.0, "theirs": 7.0})]
+
+
+@pytest.mark.parametrize(("rank", "steps"), [(0, 2), (1, None)])
+def test_over_ranks_means_are_averaged_and_counts_summed(rank: int, steps: int | None) -> None:
+    meters = Meters(Pair(rank, 2))
+    meters.add(loss=torch.tensor(1.0))
+    meters.count(tokens=4)
+    meters.count_once(steps=2)
+    row = meters.read()
+    assert row.pop("steps", None) == steps, "what all do together is the first rank's to count"
+    assert row == {"tokens": 9, "loss": 2.0, "theirs": 7.0}
