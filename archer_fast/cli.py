@@ -75,7 +75,7 @@ def train(argv: Sequence[str]) -> None:
     backbone.choose_device(config.model.device)
     backbone.limit_threads(config.model.num_threads)
     folder = RunFolder(config.out)
-    with joined_ranks() as ranks, contextlib.ExitStack() as stack:
+    with joined_ranks(config.stall.rank_seconds) as ranks, contextlib.ExitStack() as stack:
         console = Console(quiet=not ranks.leads)
         try:
             ranks.led(lambda: claim(folder, stack, resume=config.resume))
@@ -114,6 +114,7 @@ def _run(config: Config, folder: RunFolder, console: Console, ranks: Ranks) -> M
     from archer_fast.display import make_display
     from archer_fast.resume import changed_settings
     from archer_fast.train import train as run_training
+    from archer_fast.watcher import SilentWatcher
 
     said = []
     if config.resume and not folder.num_saved:
@@ -121,7 +122,7 @@ def _run(config: Config, folder: RunFolder, console: Console, ranks: Ranks) -> M
     elif config.resume:
         said += [f"changed: {line}" for line in changed_settings(folder.load_config(), config)]
         ranks.led(lambda: folder.summary.unlink(missing_ok=True))  # what it says is over
-    with make_display(console) as display:
+    with make_display(console) if ranks.leads else contextlib.nullcontext(SilentWatcher()) as display:
         for line in said:
             display.message(line)
         return run_training(config, folder, display, ranks)

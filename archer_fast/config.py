@@ -461,8 +461,12 @@ class StallConfig:
     checkpoint (the other ranks of a job and its scheduler see it end). Where a call holds Python's lock, nobody can
     name it: the stacks are written, and the process ends, after twice the time."""
 
+    rank_seconds: float = 1800.0
+    """How long one of several processes (torchrun) waits for the others before it ends: the leading one's warm start,
+    the slowest one's games, a checkpoint. One that has died is noticed at once."""
+
     def __post_init__(self) -> None:
-        _at_least(self, seconds=0)
+        _at_least(self, seconds=0, rank_seconds=1)
 
 
 @dataclass(slots=True)

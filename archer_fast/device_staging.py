@@ -20,7 +20,7 @@ class DeviceStaging:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._is_cuda = device.type == "cuda"
+        self._is_cuda, self._device = device.type == "cuda", device
         self.memory = StagingSlots(_page_locked if self._is_cuda else fresh)
         self._in_flight: deque[tuple[torch.cuda.Event, object]] = deque()
 
@@ -29,7 +29,7 @@ class DeviceStaging:
         if not self._is_cuda:
             return
         copied = torch.cuda.Event()
-        copied.record()
+        copied.record(torch.cuda.current_stream(self._device))
         self._in_flight.append((copied, arrays))
         while self._in_flight and self._in_flight[0][0].query():
             self._in_flight.popleft()

@@ -16,7 +16,8 @@ from archer_fast.config import RolloutConfig, TaskConfig
 from archer_fast.envs import registry
 from archer_fast.ranks import ALONE, Ranks
 from archer_fast.rollout.embedded import EmbeddedEngine
-from archer_fast.rollout.interact import Engine, play_games
+from archer_fast.rollout.interact import Engine
+from archer_fast.rollout.shared import play_shared
 from archer_fast.trajectory import Trajectory
 
 ALWAYS = ("guess", "invalid", "repeat")  # shares that stand in every log, be they 0
@@ -126,17 +127,22 @@ def evaluate_policy(
         generator=torch.Generator(backbone.device).manual_seed(ranks.seed(seed)),
     )
     spec = registry.get(task.name)
-    played = play_games(
+    played = play_shared(
+        ranks,
         player(engine),
         lambda: spec.make_env(**task.options),
         encoder(backbone.tokenizer),
         backbone.tokenizer.decode,
-        ranks.share(evaluation_seeds(seed, games)),
+        evaluation_seeds(seed, games),
         max_dropped_share=rollout.max_dropped_share,
         on_game=on_game,
-        on_call=on_call,
+        on_call=on_call or _nobody,
     )
-    return summarise(ranks.gather_games(played.trajectories))
+    return summarise(played.trajectories)
+
+
+def _nobody(what: str) -> None:
+    """Who hears of calls where nobody asked."""
 
 
 def encoder(tokenizer: Any) -> Callable[[str], list[int]]:

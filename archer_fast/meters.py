@@ -11,19 +11,21 @@ from archer_fast.ranks import ALONE, Ranks
 class Meters:
     """`add` averages tensors over an iteration without a host sync; `count` sums; `read` returns and clears.
 
-    Over ranks means are averaged and counts summed, by `read`.
+    Over ranks counts are summed, and means averaged by the weights that `add` was given on each.
     """
 
     def __init__(self, ranks: Ranks = ALONE) -> None:
         self.ranks = ranks
         self._sums: dict[str, Tensor] = {}
-        self._adds: dict[str, int] = {}
+        self._adds: dict[str, float] = {}
         self._counts: dict[str, float] = {}
 
-    def add(self, **values: Tensor) -> None:
+    def add(self, weight: float = 1.0, **values: Tensor) -> None:
+        """weight: of this rank's share in a step that several took."""
         for name, value in values.items():
+            value = value if weight == 1.0 else weight * value
             self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._adds[name] = self._adds.get(name, 0) + 1
+            self._adds[name] = self._adds.get(name, 0.0) + weight
 
     def count(self, **values: float) -> None:
         for name, value in values.items():
@@ -44,12 +46,16 @@ class Meters:
         if self._sums:
             values = torch.stack([self._sums[n].float() / self._adds[n] for n in self._sums]).tolist()
             means.update(zip(self._sums, values, strict=True))
-        every = self.ranks.gather((self._counts, means))
+        mine = (self._counts, means, self._adds)
         self._sums, self._adds, self._counts = {}, {}, {}
+        if self.ranks.size == 1:
+            return mine[0] | means
         out: dict[str, float] = {}
-        for counts, _ in every:
-            out |= {name: out.get(name, 0) + value for name, value in counts.items()}
-        for name in {name: None for _, found in every for name in found}:
-            theirs = [found[name] for _, found in every if name in found]
-            out[name] = sum(theirs) / len(theirs)
+        total: dict[str, float] = {}
+        every = self.ranks.gather(mine)
+        for counts, _, weights in every:
+            for into, found in ((out, counts), (total, weights)):
+                into |= {name: into.get(name, 0) + value for name, value in found.items()}
+        for name in total:
+            out[name] = sum(found[name] * weights[name] for _, found, weights in every if name in found) / total[name]
         return out

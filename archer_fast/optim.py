@@ -63,7 +63,7 @@ class GuardedStep:
         self.num_steps += 1
         self._flags.append(bad)
         self._games.append(trajectory_ids)
-        meters.add(**{f"{self.name}_grad_norm": torch.where(bad, 0.0, norm)})
+        meters.add(1.0, **{f"{self.name}_grad_norm": torch.where(bad, 0.0, norm)})
 
     def check(self, meters: Meters) -> None:
         """Count the steps skipped since the last check; NonFiniteLoss after `max_skipped` in a row."""

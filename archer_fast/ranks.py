@@ -7,8 +7,10 @@ sums of gradients. So one rank's checkpoint is everybody's, and any number of ra
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -17,12 +19,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-from archer_fast.trajectory import Trajectory
+from torch.distributed.rendezvous import rendezvous
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_CAUSE = "archer_fast/cause"
 _BUCKET = 1 << 24  # numbers that are summed together; a copy of as many is made
 
 
@@ -36,8 +38,10 @@ class Ranks:
     Errors: RankFailed of whatever sends, where another rank is gone.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, store: Any = None) -> None:
         self.rank, self.size = rank, size
+        self.is_waiting = False  # for the others, at this moment
+        self._store = store  # torch.distributed's, where a rank that fails says why
 
     @property
     def leads(self) -> bool:
@@ -80,16 +84,22 @@ class Ranks:
         """On the CPU, where there is anybody to send them to."""
         return tensors if self.size == 1 else [[tensor.cpu() for tensor in row] for row in tensors]
 
-    def gather_games(self, mine: Sequence[Trajectory]) -> list[Trajectory]:
-        """The games of all ranks in the order of one, of which each has played its `share`."""
-        every = [game for theirs in self.gather(list(mine)) for game in theirs]
-        return every if self.size == 1 else sorted(every, key=lambda game: game.info["seed"])
+    def say(self, text: str) -> None:
+        """To the terminal, beside what the leading rank says there."""
+        print(f"rank {self.rank}: {text}", file=sys.stderr, flush=True)
+
+    def check_alike(self, name: str, value: Any) -> None:
+        """ValueError, on every rank, where they do not hold the same."""
+        every = self.gather(value)
+        for rank, theirs in enumerate(every):
+            if theirs != every[0]:
+                raise ValueError(f"{name}: wanted the same on all ranks, got {every[0]} on rank 0, {theirs} on {rank}")
 
     def seed(self, seed: int, *more: int) -> int:
         """Of this rank's own random numbers: `seed` itself on rank 0, and of the others none alike."""
         if self.leads:
             return seed
-        return int(np.random.SeedSequence([seed, self.rank, *more]).generate_state(1, np.uint64)[0] >> 1)
+        return int(np.random.SeedSequence([1 + len(more), seed, self.rank, *more]).generate_state(1, np.uint64)[0] >> 1)
 
     def any(self, flag: bool) -> bool:
         """Whether it holds on any rank."""
@@ -133,10 +143,29 @@ class Ranks:
 
     @contextmanager
     def _sending(self) -> Iterator[None]:
+        self.is_waiting = True
         try:
             yield
         except RuntimeError as error:  # torch has no narrower one for all backends
-            raise RankFailed(f"rank {self.rank} of {self.size} has lost another one: {error}") from error
+            cause = self._told_cause() or error
+            raise RankFailed(f"rank {self.rank} of {self.size} has lost another one: {cause}") from error
+        finally:
+            self.is_waiting = False
+
+    def tell_cause(self, error: BaseException) -> None:
+        """Leave word for the others of why this rank ends."""
+        if self._store is not None and not isinstance(error, RankFailed):
+            with contextlib.suppress(RuntimeError):  # the store may be gone
+                self._store.set(_CAUSE, f"rank {self.rank}: {type(error).__name__}: {error}")
+
+    def _told_cause(self) -> str | None:
+        if self._store is None:
+            return None
+        with contextlib.suppress(RuntimeError):
+            if self._store.check([_CAUSE]):
+                told: bytes = self._store.get(_CAUSE)
+                return told.decode(errors="replace")
+        return None
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -170,11 +199,16 @@ def joined_ranks(seconds: float = 1800.0) -> Iterator[Ranks]:
     if not 0 <= rank < size:
         raise ValueError(f"RANK: wanted 0 to {size - 1} (WORLD_SIZE is {size}), got {rank}; start with torchrun")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=seconds))
+    timeout = datetime.timedelta(seconds=seconds)
+    store, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    ranks = Ranks(rank, size, store)
     try:
-        yield Ranks(rank, size)
-    finally:
-        dist.destroy_process_group()
+        yield ranks
+    except BaseException as error:
+        ranks.tell_cause(error)
+        raise  # the group is left as it is: to take it down could wait for whoever is gone
+    dist.destroy_process_group()
 
 
 def _number(name: str, default: int | None) -> int:
@@ -192,4 +226,5 @@ def local_device(device: torch.device) -> torch.device:
     index = _number("LOCAL_RANK", 0)
     if index >= torch.cuda.device_count():
         raise ValueError(f"LOCAL_RANK: wanted at most {torch.cuda.device_count() - 1}, as there are GPUs, got {index}")
+    torch.cuda.set_device(index)  # what asks for no device by name must not meet that of rank 0
     return torch.device("cuda", index)

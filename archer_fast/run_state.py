@@ -36,7 +36,7 @@ from archer_fast.meters import Meters
 from archer_fast.ranks import ALONE, Ranks, local_device
 from archer_fast.rollout.best_of import BestOfEngine
 from archer_fast.rollout.embedded import EmbeddedEngine
-from archer_fast.rollout.interact import play_games
+from archer_fast.rollout.shared import play_shared
 from archer_fast.run_folder import RunFolder, read_json, write_json, write_text
 from archer_fast.start_policy import start_policy
 from archer_fast.trajectory import Trajectory
@@ -96,7 +96,10 @@ class RunState:
         check_installed(config.log)
         check_ranks(config, ranks)
         device = local_device(choose_device(config.model.device))
-        if config.resume and (found := list_checkpoints(folder.checkpoints)):
+        found = list_checkpoints(folder.checkpoints) if config.resume else []
+        ranks.check_alike("checkpoints in the folder of the run", [path.name for path in found])
+        ranks.check_alike("settings", to_dict(config))
+        if found:
             run = cls._resume(config, folder, watcher, load_checkpoint(found[-1]), device, ranks)
         else:
             start, stop_token_id = _start_policy(config, folder, device, watcher, ranks)
@@ -206,11 +209,12 @@ class RunState:
         if r.iterations is not None and self.iteration >= r.iterations:
             return []
         first = self.config.seed * 1_000_000_000 + self.num_games
-        seeds = self.ranks.share([first + i // self.config.group_size for i in range(r.games)])
-        self.watcher.phase("rollout", len(seeds))
+        seeds = [first + i // self.config.group_size for i in range(r.games)]
+        self.watcher.phase("rollout", len(self.ranks.share(seeds)))
         self.player.reset()  # keys and values of older weights
         forwarded = self.engine.num_forward_tokens
-        played = play_games(
+        played = play_shared(
+            self.ranks,
             self.player,
             lambda: self.spec.make_env(**self.config.task.options),
             encoder(self.actor.tokenizer),
@@ -222,14 +226,13 @@ class RunState:
             on_call=self.watcher.calling,
         )
         self.num_games += r.games
-        meters.count(
+        meters.count(processed_tokens=self.engine.num_forward_tokens - forwarded)
+        meters.count_once(
             dropped_games=played.num_dropped,
             window_truncated_games=played.num_truncated_by_window,
-            processed_tokens=self.engine.num_forward_tokens - forwarded,
             useful_tokens=sum(turn.action_ids.size for game in played.trajectories for turn in game.turns),
         )
-        self.watcher.calling("waiting for the other ranks' games")
-        return self.ranks.gather_games(played.trajectories)
+        return played.trajectories
 
     def staleness(self) -> dict[str, float]:
         """How old the replay is: versions of the policy (its optimizer steps) behind the present one, by turn."""
@@ -401,9 +404,14 @@ def _actor(config: Config, folder: RunFolder, start: Backbone) -> Backbone:
 
 def check_ranks(config: Config, ranks: Ranks) -> None:
     """ValueError where some rank would have no game."""
-    for name, games in (("rollout.games", config.rollout.games), ("batch_games", config.update.batch_games)):
-        if games < ranks.size:
-            raise ValueError(f"{name}: wanted a game a rank at least, {ranks.size}, got {games}")
+    games = {
+        "rollout.games": config.rollout.games,
+        "batch_games": config.update.batch_games,
+        "buffer.max_trajectories": config.buffer.max_trajectories,
+    }
+    for name, number in games.items():
+        if number < ranks.size:
+            raise ValueError(f"{name}: wanted a game a rank at least, {ranks.size}, got {number}")
 
 
 def _load(config: Config, path: Path, device: torch.device) -> tuple[Backbone, int]:

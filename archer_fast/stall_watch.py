@@ -7,6 +7,7 @@ import faulthandler
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from archer_fast.config import StallConfig
@@ -27,10 +28,21 @@ class StallWatch:
     A stall is told once, and once more after the next movement. Where Python's lock is held, so that no thread of
     Python can speak, faulthandler's own thread writes the stacks after twice the time, and ends the process where that
     is asked for. Time that the whole process was stopped (Ctrl-Z) does not count, up to twice `config.seconds`.
+    is_waiting: for another process, which has a watch of its own; say: where a stall is told, `watcher.message` unless
+    given.
     """
 
-    def __init__(self, watcher: Watcher, config: StallConfig, stacks: Path) -> None:
+    def __init__(
+        self,
+        watcher: Watcher,
+        config: StallConfig,
+        stacks: Path,
+        *,
+        is_waiting: Callable[[], bool] = lambda: False,
+        say: Callable[[str], object] | None = None,
+    ) -> None:
         self._watcher, self._config, self._path = watcher, config, stacks
+        self._is_waiting, self._say = is_waiting, say or watcher.message
         self._beats = 0
         self._phase, self._call = "start", ""
         self._done = 0
@@ -90,7 +102,7 @@ class StallWatch:
                 faulthandler.dump_traceback_later(2 * limit, file=stacks, exit=stops)
                 now = time.monotonic()
                 passed, last = min(now - last, 2 * interval), now
-                if self._beats != seen:
+                if self._beats != seen or self._is_waiting():
                     seen, quiet, told = self._beats, 0.0, False
                     continue
                 quiet += passed
@@ -112,7 +124,7 @@ class StallWatch:
             last_words.daemon = True
             last_words.start()
         end = "; the process ends here, --resume goes on from the last checkpoint" if stops else ""
-        self._watcher.message(f"no movement for {limit:g} s: {self._where()}; stacks of all threads: {self._path}{end}")
+        self._say(f"no movement for {limit:g} s: {self._where()}; stacks of all threads: {self._path}{end}")
         if stops:
             os._exit(EXIT_STATUS)  # whatever hangs would also hang an orderly end
 

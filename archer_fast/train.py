@@ -45,7 +45,8 @@ def train(config: Config, folder: RunFolder, watcher: Watcher, ranks: Ranks = AL
     with ExitStack() as stack:
         ranks.led(lambda: claim(folder, stack, resume=config.resume))
         ranks.led(lambda: folder.save_config(config))
-        with StallWatch(watcher, config.stall, folder.stalls_of(ranks.rank)) as watched:
+        stacks, say = folder.stalls_of(ranks.rank), None if ranks.leads else ranks.say
+        with StallWatch(watcher, config.stall, stacks, is_waiting=lambda: ranks.is_waiting, say=say) as watched:
             run = RunState.start(config, folder, watched, ranks)
             with run.loggers or nullcontext():
                 iterate(run, watched)
@@ -87,7 +88,7 @@ def iterate(run: RunState, watcher: Watcher) -> None:
             if run.iteration % config.checkpoint_every == 0 or run.over:
                 with clock("other"):  # in the next iteration's row: this one is written
                     saved = run.save()
-    if stop.agreed:
+    if stop.asked():  # also of what was asked for since the loop last did
         raise Interrupted(saved or run.save())
 
 
@@ -102,13 +103,12 @@ class StopRequest:
 
     def __init__(self, watcher: Watcher, ranks: Ranks = ALONE) -> None:
         self.watcher, self.ranks = watcher, ranks
-        self.requested = self.agreed = False
+        self.requested = False
         self._when = 0.0
 
     def asked(self) -> bool:
         """On any rank; the same answer on all."""
-        self.agreed = self.ranks.any(self.requested)
-        return self.agreed
+        return self.ranks.any(self.requested)
 
     def _handle(self, number: int, frame: object) -> None:
         now = time.monotonic()
@@ -167,5 +167,6 @@ def dumped(run: RunState, error: NonFiniteLoss) -> NonFiniteLoss:
     """Write the games of the faulty batch, packed as the learner saw them, and say where."""
     path = run.folder.path / "faulty_batch.safetensors"
     arrays = run.learner.buffer.collate(np.unique(error.trajectory_ids))
-    safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in arrays._asdict().items()}, path)
+    tensors = {k: np.ascontiguousarray(v) for k, v in arrays._asdict().items()}
+    run.ranks.led(lambda: safetensors.numpy.save_file(tensors, path))
     return NonFiniteLoss(f"{error}; the batch is in {path}", error.trajectory_ids)

@@ -67,6 +67,7 @@ CASES = {
         ),
     ),
     "shared trunk": config_of(critic=CriticConfig("shared", hidden_size=16, batch_turns=12, epochs=4)),
+    "stops early": config_of(actor=ActorConfig(epochs=STEPS, batch_games=6, max_kl_step=1e-4)),
     "adapters": config_of(
         critic=CriticConfig("lora", hidden_size=16, batch_turns=12, epochs=4),
         model=ModelConfig(lora=LoRAConfig(rank=2), max_pass_tokens=60),

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from archer_fast.adapted_backbone import AdaptedBackbone
 from archer_fast.algorithms import make_learner as learner_of
 from archer_fast.algorithms.archer import Archer
 from archer_fast.backbone import Backbone
@@ -48,10 +49,14 @@ def make_learner(make_lm: MakeLM, config: Config, seed: int = 0, flatten: float 
     """The learner that `config` names; `flatten` below 1 brings the policy nearer to uniform."""
     reference = Backbone(make_lm(seed=2, vocab_size=VOCAB), None).requires_grad_(False)
     reference.lm_head_weight.mul_(flatten)
-    actor = reference.frozen_copy().requires_grad_(True)
+    actor: Backbone
+    if config.model.lora.rank:
+        actor = AdaptedBackbone(reference, "actor", config.model.lora, seed=seed).requires_grad_(True)
+    else:
+        actor = reference.frozen_copy().requires_grad_(True)
     with torch.no_grad():  # the actor has left the start policy: whoever reads the wrong one is seen
         for p in actor.parameters():
-            p.mul_(1.05)
+            p.mul_(1.05).add_(0.01 * bool(config.model.lora.rank))  # half of an adapter is 0 at its start
     engine = EmbeddedEngine(actor, STOP, num_slots=8, max_new_tokens=4, generator=torch.Generator().manual_seed(seed))
     row_bytes = FeatureLayout.of(reference).row_bytes if config.keeps_features else 0
     buffer = TrajectoryBuffer(

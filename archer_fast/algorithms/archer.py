@@ -116,12 +116,14 @@ class Archer(Learner):
         fresh = self._fresh_actions(draws, meters) if c.value_target == "resample" else None
         self._lambda_returns = self._make_lambda_returns() if c.td_lambda > 0 else None
         mine = [self._own_turns(drawn) for drawn in draws]
+        games = [self.buffer.trajectory_of(drawn) for drawn in draws]
         reads = (self._replay(drawn[own]) for drawn, own in zip(draws, mine, strict=True))
         with Prefetcher(reads) if self.reads_ahead else nullcontext(reads) as replayed:
             for epoch, turns in enumerate(replayed):
                 own = mine[epoch]
-                loss = self._critic_loss(turns, None if fresh is None else fresh[epoch].at(own), meters)
-                self.critic_step(loss * (own.size / draws[epoch].size), meters, turns.trajectory_ids)
+                share = own.size / draws[epoch].size
+                loss = self._critic_loss(turns, None if fresh is None else fresh[epoch].at(own), share, meters)
+                self.critic_step(loss * share, meters, games[epoch])
                 self.critic.update_targets()
                 on_step()
         self.critic_step.check(meters)
@@ -192,7 +194,7 @@ class Archer(Learner):
             read = self.buffer.read_features(turn_ids, self.trunk_version, bytes_behind, memory=self.staging.memory)
         return ReplayedTurns(turn_ids, trajectory_ids, records, read)
 
-    def _critic_loss(self, turns: ReplayedTurns, fresh: ActionFeatures | None, meters: Meters) -> Tensor:
+    def _critic_loss(self, turns: ReplayedTurns, fresh: ActionFeatures | None, share: float, meters: Meters) -> Tensor:
         records, device, c = turns.records, self.actor.device, self.config.critic
         if isinstance(turns.read, PackedArrays):
             batch = PackedBatch.from_arrays(turns.read, device)
@@ -218,6 +220,7 @@ class Archer(Learner):
         out = critic_loss(*q, *v, *q_target, *v_target, kind=kind, expectile=c.expectile)
         variance = q_target.var(correction=0)
         meters.add(
+            share,
             critic_loss=out.loss.detach(),
             q_loss=(out.q1 + out.q2) / 2,
             v_loss=(out.v1 + out.v2) / 2,
@@ -336,7 +339,7 @@ class Archer(Learner):
         KL(policy || start) of the fresh ones [nats an action]."""
         a, temperature, both = self.config.actor, self.config.rollout.temperature, self.config.actor.actions == "both"
         own_games = np.sort(np.concatenate(self.own_passes(self.buffer.lengths(games).tolist())))
-        states, games = self._choose_states(games, own_games), games[own_games]
+        num_games, states, games = games.size, self._choose_states(games, own_games), games[own_games]
         batch, forwarded = self.collate(games), self.engine.num_forward_tokens
         self.on_pass("sampling of fresh actions")
         alternatives = self.engine.sample_alternatives(batch, states)
@@ -364,10 +367,11 @@ class Archer(Learner):
         sampled = self.engine.num_forward_tokens - forwarded
         num_tokens = sum(scored.input_ids.numel() for scored in passes)
         meters.count(processed_tokens=sampled + num_reads * num_tokens)
-        meters.add(deduplication_actor=torch.stack(rows).sum() / num_tokens)
-        meters.add(q_fresh=torch.cat(q_values).mean(), advantage_std=torch.cat(credits).std(correction=0))
+        share = games.size / num_games
+        meters.add(share, deduplication_actor=torch.stack(rows).sum() / num_tokens)
+        meters.add(share, q_fresh=torch.cat(q_values).mean(), advantage_std=torch.cat(credits).std(correction=0))
         if residuals:
-            meters.add(residual_std=torch.cat(residuals).std(correction=0))
+            meters.add(share, residual_std=torch.cat(residuals).std(correction=0))
         total = torch.stack([torch.stack(moved).sum(), torch.full((), num_fresh, device=self.actor.device)])
         moved_by, num_fresh = self.ranks.sum(total).tolist()
         return passes, moved_by / num_fresh

@@ -81,8 +81,9 @@ class Learner:
         self.buffer.extend(trajectories)
         low, end = self.buffer.trajectory_range
         games = np.arange(max(first, low), end)  # all but those that the push itself evicted
-        if 0 < games.size < self.ranks.size and self.config.learns_from_newest:
-            raise ValueError(f"trajectories: wanted a game a rank at least, {self.ranks.size}, got {games.size}")
+        known = games.size if self.config.learns_from_newest else len(self.buffer)
+        if trajectories and known < self.ranks.size:
+            raise ValueError(f"trajectories: wanted a game a rank at least, {self.ranks.size}, got {known}")
         self.newest, self.ref_logprobs = games, {}
         if games.size == 0:
             return

@@ -88,6 +88,7 @@ def play_games(
     env_options: Mapping[str, Any] | None = None,
     policy_version: int = 0,
     max_dropped_share: float = 0.1,
+    num_games: int | None = None,
     on_game: Callable[[Trajectory], None] | None = None,
     on_call: Callable[[str], None] | None = None,
 ) -> Rollout:
@@ -97,7 +98,8 @@ def play_games(
     the others go on. Errors: TooManyDroppedGames once more than `max_dropped_share` of all seeds, or
     every one of them, failed.
     A game is truncated when another observation and action no longer fit the engine's window.
-    on_game: told of every game that has ended; on_call: of every call into the engine or an env that begins.
+    num_games: of which these are a share, where others play the rest. on_game: told of every game that has ended;
+    on_call: of every call into the engine or an env that begins.
     """
     guard, all_seeds, told = Guard(), list(seeds), on_call or _nobody
 
@@ -107,7 +109,17 @@ def play_games(
         return Opening(env, guard.reset(env, seed, env_options, encode), seed)
 
     return _play(
-        engine, all_seeds, open_game, guard, encode, decode, policy_version, max_dropped_share, on_game or _nobody, told
+        engine,
+        all_seeds,
+        open_game,
+        guard,
+        encode,
+        decode,
+        policy_version,
+        max_dropped_share,
+        on_game or _nobody,
+        told,
+        num_games,
     )
 
 
@@ -141,6 +153,15 @@ def continue_games(
     )
 
 
+def check_dropped(rollout: Rollout, num_games: int, max_share: float) -> None:
+    """TooManyDroppedGames where more than `max_share` of `num_games`, or all of them, ended in a fault."""
+    if rollout.num_dropped and (rollout.num_dropped > max_share * num_games or rollout.num_dropped == num_games):
+        raise TooManyDroppedGames(
+            f"{rollout.num_dropped} of {num_games} games dropped, more than the allowed share of "
+            f"{max_share:g}; the last cause: {list(rollout.drop_causes)[-1]}"
+        )
+
+
 def action_text(action_ids: Sequence[int], stop_token_id: int, decode: Decode) -> str:
     """What the environment hears of an action: its text, the stop token left out."""
     return decode(action_ids[:-1] if action_ids[-1] == stop_token_id else action_ids)
@@ -157,10 +178,10 @@ def _play(
     max_dropped_share: float,
     on_game: Callable[[Trajectory], object],
     on_call: Callable[[str], object],
+    num_games: int | None = None,
 ) -> Rollout:
     """Games 0 .. len(seeds) - 1, each opened when a slot is free for it; an EnvFault of opening one drops it."""
-    num_games = len(seeds)
-    waiting = list(reversed(range(num_games)))
+    waiting = list(reversed(range(len(seeds))))
     done: dict[int, Trajectory] = {}
     rollout = Rollout([])
     running: dict[int, _Game] = {}
@@ -169,11 +190,7 @@ def _play(
         rollout.num_dropped += 1
         rollout.drop_causes[cause] += 1
         logger.warning("game with seed %d dropped: %s", seed, cause)
-        if rollout.num_dropped > max_dropped_share * num_games or rollout.num_dropped == num_games:
-            raise TooManyDroppedGames(
-                f"{rollout.num_dropped} of {num_games} games dropped, more than the allowed share of "
-                f"{max_dropped_share:g}; the last cause: {cause}"
-            )
+        check_dropped(rollout, num_games or len(seeds), max_dropped_share)
 
     def start(slot: int) -> None:
         while waiting:
