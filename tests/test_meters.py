@@ -50,15 +50,15 @@ class Pair(Ranks):
     """The other rank has read these."""
 
     def gather(self, mine: Any) -> list[Any]:
-        return [mine, ({"tokens": 5}, {"loss": 3.0, "theirs": 7.0})]
+        return [mine, ({"tokens": 5}, {"loss": 3.0, "theirs": 7.0}, {"loss": 0.5, "theirs": 2.0})]
 
 
 @pytest.mark.parametrize(("rank", "steps"), [(0, 2), (1, None)])
 def test_over_ranks_means_are_averaged_and_counts_summed(rank: int, steps: int | None) -> None:
     meters = Meters(Pair(rank, 2))
-    meters.add(loss=torch.tensor(1.0))
+    meters.add(1.5, loss=torch.tensor(1.0))
     meters.count(tokens=4)
     meters.count_once(steps=2)
     row = meters.read()
     assert row.pop("steps", None) == steps, "what all do together is the first rank's to count"
-    assert row == {"tokens": 9, "loss": 2.0, "theirs": 7.0}
+    assert row == {"tokens": 9, "loss": 1.5, "theirs": 7.0}, "1.5 times 1 and half of 3, over 2"

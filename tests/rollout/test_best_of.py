@@ -276,13 +276,15 @@ def test_a_run_plays_and_is_evaluated_by_the_critics_choice(tmp_path: Path, monk
     monkeypatch.setenv("ARCHER_FAST_CACHE", str(tmp_path / "cache"))
     players: list[tuple[str, Any]] = []
     for module in (run_state, evaluation):
-        original = module.play_games
+        original = module.play_shared
 
-        def spy(engine: Any, *args: Any, name: str = module.__name__, do: Any = original, **more: Any) -> Any:
+        def spy(
+            ranks: Any, engine: Any, *args: Any, name: str = module.__name__, do: Any = original, **more: Any
+        ) -> Any:
             players.append((name.rpartition(".")[2], engine))
-            return do(engine, *args, **more)
+            return do(ranks, engine, *args, **more)
 
-        monkeypatch.setattr(module, "play_games", spy)
+        monkeypatch.setattr(module, "play_shared", spy)
     out = tmp_path / "run"
     config = tiny_config(
         out,
