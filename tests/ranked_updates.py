@@ -102,7 +102,7 @@ def updates(config: Config, ranks: Ranks = ALONE) -> tuple[list[dict[str, float]
         learner.insert(random_games(9, seed=iteration), meters)
         learner.update_critic(meters)
         learner.update_actor(meters)
-        rows.append(meters.read())
+        rows.append(meters.read() | {"eval_kl": learner.kl_to_start(random_games(5, seed=99))})
     weights = {f"actor.{name}": p.detach().clone() for name, p in learner.actor.named_parameters()}
     return rows, weights | {name: value.detach().clone() for name, value in learner.state_tensors().items()}
 

@@ -66,7 +66,7 @@ def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # Of a share's games alone are standard deviations, extrema and what is not linear: their means are told.
 EXACT = ("actor_loss", "actor_entropy", "actor_grad_norm", "kl", "clip_fraction", "mismatch_kl", "advantage_trust")
-EXACT += ("critic_loss", "q_loss", "v_loss", "q_mean", "v_mean", "critic_grad_norm", "value_grad_norm")
+EXACT += ("critic_loss", "q_loss", "v_loss", "q_mean", "v_mean", "critic_grad_norm", "value_grad_norm", "eval_kl")
 
 
 @pytest.mark.parametrize("case", CASES)
