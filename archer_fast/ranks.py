@@ -189,7 +189,7 @@ def joined_ranks(seconds: float = 1800.0) -> Iterator[Ranks]:
     """The ranks that torchrun started, joined for the time of the context; `ALONE` where it did not start this process.
 
     seconds: how long a rank waits for the others before it gives up.
-    Errors: ValueError where the environment's RANK and WORLD_SIZE make no sense.
+    Errors: ValueError where the environment's RANK and WORLD_SIZE make no sense; RankFailed where they do not meet.
     """
     size = _number("WORLD_SIZE", 1)
     if size == 1:
@@ -200,8 +200,12 @@ def joined_ranks(seconds: float = 1800.0) -> Iterator[Ranks]:
         raise ValueError(f"RANK: wanted 0 to {size - 1} (WORLD_SIZE is {size}), got {rank}; start with torchrun")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     timeout = datetime.timedelta(seconds=seconds)
-    store, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    try:
+        store, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    except RuntimeError as error:  # a port in use, a rank that never came
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise RankFailed(f"rank {rank} of {size} cannot join the others at {place}: {error}") from error
     ranks = Ranks(rank, size, store)
     try:
         yield ranks

@@ -335,7 +335,9 @@ print(resident("VmHWM") - before)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="asks Linux for the peak of resident memory")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="asks Linux for the peak of its memory: `make test-all` on Linux"
+)
 def test_loading_takes_little_more_memory_than_the_checkpoint(make_lm: MakeLM, tmp_path: Path) -> None:
     """In shards, as large models come; the pages of a single file stay mapped until its last weight is copied."""
     tokenizer = train_tokenizer(["a b", "b a"], 37)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from archer_fast.meters import Meters
 from archer_fast.optim import GuardedStep, NonFiniteLoss
+from archer_fast.ranks import Ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NO_GAMES = np.zeros(0, np.int64)
@@ -172,3 +173,25 @@ def test_a_group_without_parameters_is_left_out() -> None:
     assert len(step.optimizer.param_groups) == 1
     step(loss_of(parameters, 0), Meters(), NO_GAMES)
     assert step.optimizer.param_groups[0]["lr"] == 0.1
+
+
+class Other(Ranks):
+    """Its part of every sum is this number."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__(0, 2)
+        self.number = number
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor + self.number
+
+    def sum_gradients(self, parameters: object) -> None: ...
+
+
+@pytest.mark.parametrize(("number", "moves"), [(0.0, True), (float("nan"), False)])
+def test_a_loss_that_is_not_finite_on_another_rank_stops_the_step_here_too(number: float, moves: bool) -> None:
+    parameters = make_parameters()
+    step = GuardedStep("test", [{"params": parameters, "lr": 0.1}], 0.5, 3, Other(number))
+    before = everything(step)
+    step(loss_of(parameters, 1), Meters(), NO_GAMES)
+    assert any(not torch.equal(value, everything(step)[name]) for name, value in before.items()) == moves

@@ -287,6 +287,23 @@ def test_settings_that_differ(tmp_path: Path) -> None:
     assert all("settings: wanted the same on all ranks, got" in said for *_, said in found)
 
 
+def test_a_port_in_use(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        environment = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        found = subprocess.run(
+            [sys.executable, "-m", "archer_fast", "train", "--out", str(tmp_path / "run")],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert found.returncode == 1 and "Traceback" not in found.stderr
+    assert f"archer-fast: error: rank 0 of 2 cannot join the others at 127.0.0.1:{port}: " in found.stderr
+
+
 # -- alone, and by hand ----------------------------------------------------------------------------
 
 

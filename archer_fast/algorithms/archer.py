@@ -49,7 +49,6 @@ class ReplayedTurns(NamedTuple):
     """What is read of the buffer for one critic step of n turns."""
 
     turn_ids: Int64  # [n]
-    trajectory_ids: Int64  # [n]
     records: TurnRecords
     read: FeatureRows | PackedArrays  # the turns' features, or their whole games for a trunk that trains
 
@@ -115,14 +114,16 @@ class Archer(Learner):
         draws = [self._draw_transitions() for _ in range(c.epochs)]
         fresh = self._fresh_actions(draws, meters) if c.value_target == "resample" else None
         self._lambda_returns = self._make_lambda_returns() if c.td_lambda > 0 else None
-        mine = [self._own_turns(drawn) for drawn in draws]
-        games = [self.buffer.trajectory_of(drawn) for drawn in draws]
-        reads = (self._replay(drawn[own]) for drawn, own in zip(draws, mine, strict=True))
+        games, sizes = [self.buffer.trajectory_of(drawn) for drawn in draws], [drawn.size for drawn in draws]
+        if self.critic.trains_trunk and self.ranks.size > 1:
+            mine = [self._own_places(owner) for owner in games]
+            draws = [drawn[own] for drawn, own in zip(draws, mine, strict=True)]
+            fresh = None if fresh is None else [f.at(own) for f, own in zip(fresh, mine, strict=True)]
+        reads = map(self._replay, draws)
         with Prefetcher(reads) if self.reads_ahead else nullcontext(reads) as replayed:
             for epoch, turns in enumerate(replayed):
-                own = mine[epoch]
-                share = own.size / draws[epoch].size
-                loss = self._critic_loss(turns, None if fresh is None else fresh[epoch].at(own), share, meters)
+                share = turns.turn_ids.size / sizes[epoch]
+                loss = self._critic_loss(turns, None if fresh is None else fresh[epoch], share, meters)
                 self.critic_step(loss * share, meters, games[epoch])
                 self.critic.update_targets()
                 on_step()
@@ -174,25 +175,23 @@ class Archer(Learner):
         games = np.sort(self.buffer.sample_trajectories(min(num_games, len(self.buffer))))  # as they are collated
         return self.turns_of(games)
 
-    def _own_turns(self, turn_ids: np.ndarray) -> np.ndarray:
-        """Places in `turn_ids` of this rank's share: all where heads alone train, else those of some of the games."""
-        if not self.critic.trains_trunk or self.ranks.size == 1:
-            return np.arange(turn_ids.size)
-        owner = self.buffer.trajectory_of(turn_ids)
+    def _own_places(self, owner: np.ndarray) -> np.ndarray:
+        """Which of some turns are in this rank's share of the games that own them."""
         games = np.unique(owner)
         parts = self.own_passes(self.buffer.lengths(games).tolist())
         return np.nonzero(np.isin(owner, games[np.concatenate(parts)]))[0]
 
     def _replay(self, turn_ids: np.ndarray) -> ReplayedTurns:
         """What a critic step reads of the buffer; made while the step before runs, where `reads_ahead`."""
-        records, trajectory_ids = self.buffer.turn_records(turn_ids), self.buffer.trajectory_of(turn_ids)
+        records = self.buffer.turn_records(turn_ids)
         read: FeatureRows | PackedArrays
         if self.critic.trains_trunk:
-            read = self.buffer.collate(np.unique(trajectory_ids), memory=self.staging.memory)
+            games = np.unique(self.buffer.trajectory_of(turn_ids))
+            read = self.buffer.collate(games, memory=self.staging.memory)
         else:
             bytes_behind = self.layout.state_bytes
             read = self.buffer.read_features(turn_ids, self.trunk_version, bytes_behind, memory=self.staging.memory)
-        return ReplayedTurns(turn_ids, trajectory_ids, records, read)
+        return ReplayedTurns(turn_ids, records, read)
 
     def _critic_loss(self, turns: ReplayedTurns, fresh: ActionFeatures | None, share: float, meters: Meters) -> Tensor:
         records, device, c = turns.records, self.actor.device, self.config.critic

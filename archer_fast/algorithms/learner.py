@@ -186,6 +186,8 @@ class Learner:
         """`passes` of all ranks together, and of these this rank's share: as dear as any other's. Empty where there are
         fewer games than ranks and the others have them."""
         passes, size = self.passes(lengths), self.ranks.size
+        if size == 1:
+            return passes
         each = -(-len(passes) // size)
         if len(lengths) < each * size:
             return list(self.ranks.share(passes))
