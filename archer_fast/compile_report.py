@@ -135,9 +135,9 @@ def all_variants() -> list[Variant]:
         raise ValueError("compile report: triton is not installed; pip install 'archer-fast[test]' or triton")
     from triton.runtime.jit import JITFunction
 
-    from archer_fast.ops import triton_launch, triton_turns
+    from archer_fast.ops import triton_launch, triton_slots, triton_turns
 
-    variants = [*triton_launch.variants(), *triton_turns.variants()]
+    variants = [*triton_launch.variants(), *triton_turns.variants(), *triton_slots.variants()]
     if not all(isinstance(variant.kernel, JITFunction) for variant in variants):
         setting = os.environ.get("TRITON_INTERPRET", "")
         raise ValueError(f"compile report: kernels are interpreted under TRITON_INTERPRET={setting!r}; unset it")

@@ -93,7 +93,7 @@ def fastest_right(row: OpsRow, rival: Rival) -> Chosen:
         except Exception as error:
             faults[setting] = f"cannot run here: {brief(error)}"
             continue
-        found[setting] = errors(answer, truth)
+        found[setting] = errors(answer, truth, row.work)
         if not found[setting].worst < WRONG_FROM[case.hidden.dtype]:
             row.logprob_error, row.gradient_error = found[setting].logprobs, found[setting].gradients
             name = f" ({setting})" if setting else ""

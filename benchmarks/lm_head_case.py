@@ -8,8 +8,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Work = Literal["score", "train"]  # log-probs without gradient; REINFORCE loss with the gradients of hidden and weight
-WORKS: tuple[Work, ...] = ("score", "train")
+# Log-probs without gradient; REINFORCE loss with the gradient of hidden (adapters); with that of the weight too.
+Work = Literal["score", "frozen", "train"]
+WORKS: tuple[Work, ...] = ("score", "frozen", "train")
 TRUTH_ROWS = 256  # rows at a time in float64: the whole logits would be gigabytes
 
 
@@ -67,7 +68,7 @@ class Errors(NamedTuple):
     """|x - truth| / |truth|, 2-norms."""
 
     logprobs: float
-    gradients: float | None  # the larger of hidden's and weight's
+    gradients: float | None  # the larger of hidden's and, where it is trained, weight's
     loss: float | None
 
     @property
@@ -121,7 +122,7 @@ def float64_truth(case: Case) -> Solution:
     return Solution(loss, torch.cat(logprobs), hidden.grad, weight.grad)
 
 
-def errors(solution: Solution, truth: Solution) -> Errors:
+def errors(solution: Solution, truth: Solution, work: Work) -> Errors:
     """inf where the shape is not the truth's or a gradient is missing."""
 
     def error(x: Tensor | None, true: Tensor | None) -> float:
@@ -131,25 +132,28 @@ def errors(solution: Solution, truth: Solution) -> Errors:
         return float((x.detach().double() - true).norm() / true.norm())
 
     logprobs = error(solution.logprobs, truth.logprobs)
-    if solution.loss is None:
+    if work == "score":
         return Errors(logprobs, None, None)
-    of_hidden, of_weight = error(solution.d_hidden, truth.d_hidden), error(solution.d_weight, truth.d_weight)
-    gradients = of_hidden if of_hidden != of_hidden else max(of_weight, of_hidden)
+    gradients = error(solution.d_hidden, truth.d_hidden)
+    if work == "train" and gradients == gradients:
+        of_weight = error(solution.d_weight, truth.d_weight)
+        gradients = max(of_weight, gradients)  # NaN where the weight's is
     return Errors(logprobs, gradients, error(solution.loss, truth.loss))
 
 
 class Floor:
-    """The matrix products nobody can do without, into memory that is there already: 1 to score, 3 to train."""
+    """The matrix products nobody can do without, into memory that is there already: 1 to score, 2 or 3 to train."""
 
     def __init__(self, case: Case, work: Work) -> None:
         with torch.no_grad():
             self.hidden, self.weight = case.scored_hidden().clone(), case.weight.detach()
         self.logits = torch.empty(case.num_rows, case.shape.vocab, dtype=self.hidden.dtype)
-        self.d_hidden = torch.empty_like(self.hidden) if work == "train" else None
+        self.d_hidden = torch.empty_like(self.hidden) if work != "score" else None
         self.d_weight = torch.empty_like(self.weight) if work == "train" else None
 
     def __call__(self) -> None:
         torch.mm(self.hidden, self.weight.T, out=self.logits)
-        if self.d_hidden is not None and self.d_weight is not None:
+        if self.d_hidden is not None:
             torch.mm(self.logits, self.weight, out=self.d_hidden)
+        if self.d_weight is not None:
             torch.mm(self.logits.T, self.hidden, out=self.d_weight)

@@ -28,7 +28,7 @@ class Rival:
     load: Callable[[], Mapping[str, Solver]]  # by setting; "" where there is nothing to set
     module: str | None = None  # of a package that may not be installed
     package: str | None = None  # the name it is installed by
-    works: tuple[Work, ...] = ("score", "train")
+    works: tuple[Work, ...] = ("score", "frozen", "train")
     is_ours: bool = False
 
     def solvers(self) -> Mapping[str, Solver]:
@@ -49,6 +49,7 @@ def brief(error: Exception) -> str:
 
 def solve(solver: Solver, case: Case, work: Work) -> Solution:
     """What is timed, and returned where it is compared."""
+    case.weight.requires_grad_(work == "train")
     if work == "score":
         with torch.no_grad():
             return Solution(None, solver(case)[1], None, None)
@@ -148,7 +149,7 @@ def trl_chunked() -> Mapping[str, Solver]:
 
 
 RIVALS = (
-    Rival("ops.linear_policy_loss", linear_policy_loss, works=("train",), is_ours=True),
+    Rival("ops.linear_policy_loss", linear_policy_loss, works=("frozen", "train"), is_ours=True),
     Rival("ops.linear_logprobs", linear_logprobs, is_ours=True),
     Rival("torch eager: log_softmax, gather", eager),
     Rival("original ArCHer: softmax, gather, log", softmax_then_log),

@@ -8,20 +8,25 @@ import roofline
 from lm_head_case import Shape, Work
 from report_page import Section
 
-from archer_fast.ops.lm_head import CHUNK_BYTES
+from archer_fast.ops.lm_head import CHUNK_BYTES_WITH_WEIGHT
 
-WORK_NAMES = {"score": "log-probs, no gradient", "train": "loss + backward"}
+WORK_NAMES = {
+    "score": "log-probs, no gradient",
+    "frozen": "loss + backward, lm_head frozen",
+    "train": "loss + backward",
+}
 NOTE = """\
 float32, on a GPU bfloat16 (where liger-kernel runs its Triton kernel; elsewhere its fallback in plain torch). Every row
 is one rival on one case; it is first compared with float64, and not timed if it is wrong. The loss is REINFORCE's,
--(advantages * log-probs).sum() / n, so per-token APIs return unreduced losses; gradients of hidden and weight both.
-Where a setting decides a rival's speed, it runs with the fastest of those listed in `benchmarks/lm_head_rivals.py`,
-which its name shows.
+-(advantages * log-probs).sum() / n, so per-token APIs return unreduced losses; gradients of hidden and weight both, or
+of hidden alone where the lm_head is frozen, as under adapters. Where a setting decides a rival's speed, it runs with
+the fastest of those listed in `benchmarks/lm_head_rivals.py`, which its name shows.
 
 - rows: share of the tokens that are actions. Our ops take `rows=`; the others get gathered rows, which is timed.
 - x floor: median ratio to rounds of the floor that alternate with the rival's. The floor is bare `torch.mm` of whole
   matrices into memory that is there already: one product to score, three (logits, dHidden, dWeight) for loss and
-  backward. A chunk loop may beat a product of whole matrices on a CPU: a ratio below 1 is possible.
+  backward, two where the lm_head is frozen. A chunk loop may beat a product of whole matrices on a CPU: a ratio below 1
+  is possible.
 - of all rows: time over that of the same rival on every row (ours: median ratio of rounds in turn; others: medians).
 - extra MB: what the resident set of a fresh process grows by at its peak, beyond inputs and gradients (VmHWM, set back
   after a first call, so without what the first call leaves behind: code, thread pools, buffers of the maths library);
@@ -29,9 +34,9 @@ which its name shows.
 - errors: 2-norm of the difference to float64 over that of float64; of gradients the larger of hidden's and weight's."""
 COUNTED_NOTE = f"""\
 **Counted, not measured**: operations and bytes of each kernel by `benchmarks/roofline.py`, bf16 with float32 logits
-chunks of at most {CHUNK_BYTES["cuda"] / 2**30:g} GiB. The time is the sum over kernels of the slower of arithmetic and
-traffic on A100 (312 TFLOP/s, 2.0 TB/s) and H100 SXM (989 TFLOP/s dense, 3.35 TB/s): what these kernels cannot beat on
-that chip, not what they reach."""
+chunks of at most {CHUNK_BYTES_WITH_WEIGHT["cuda"] / 2**30:g} GiB. The time is the sum over kernels of the slower of
+arithmetic and traffic on A100 (312 TFLOP/s, 2.0 TB/s) and H100 SXM (989 TFLOP/s dense, 3.35 TB/s): what these kernels
+cannot beat on that chip, not what they reach."""
 HEADER = (
     "work",
     "tokens x hidden x vocabulary",
@@ -114,7 +119,7 @@ def _number(value: float | None, form: str, scale: float = 1) -> str:
 def counted_section() -> Section:
     rows = []
     for shape in roofline.SHAPES_7B:
-        chunks = -(-shape.tokens * shape.vocab * roofline.FP32 // CHUNK_BYTES["cuda"])
+        chunks = -(-shape.tokens * shape.vocab * roofline.FP32 // CHUNK_BYTES_WITH_WEIGHT["cuda"])
         for name, steps in (
             ("linear_policy_loss, 3 products", roofline.policy_loss(shape, chunks)),
             ("per-token API, 4 products", roofline.per_token(shape, chunks)),

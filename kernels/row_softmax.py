@@ -137,7 +137,7 @@ def softmax_backward_kernel(
     has_grad_entropy,
     grad_lse,  # [n] float32, not read unless has_grad_lse
     has_grad_lse,
-    out,  # [n, v]; may be `logits`: an element is read before it is written, by the same program
+    out,  # [n, v]; may begin where `logits` does, in its dtype or, over the first half of each row, in a half one
     out_row_stride,
     BLOCK: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -169,4 +169,26 @@ def softmax_backward_kernel(
         dx = (dz + tl.where(columns == target, g_logprob, 0.0)) * inv_t
         if HAS_SOFTCAP:
             dx *= tanh_derivative(x / softcap)
+        # Half as wide, the block lies over numbers before it, or over its own first ones: all are read by now, if every
+        # warp of the program has got here.
+        tl.debug_barrier()
         tl.store(out + columns, dx.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["num_elements"], do_not_specialize_on_alignment=["x", "factor"])
+def scale_kernel(
+    x,  # [num_elements] float32 | bfloat16
+    num_elements,
+    factor,  # [] float32
+    BLOCK: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """x *= factor; a factor of 1, which the host would have to wait for, costs one load."""
+    by = tl.load(factor)
+    if by != 1.0:
+        start = tl.program_id(0).to(tl.int64) * BLOCK
+        offsets = tl.arange(0, BLOCK)
+        inside = offsets < num_elements - start
+        block = aligned_row(x, start, VECTOR) + offsets
+        scaled = tl.load(block, mask=inside).to(tl.float32) * by
+        tl.store(block, scaled.to(x.dtype.element_ty), mask=inside)

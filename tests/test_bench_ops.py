@@ -104,7 +104,7 @@ def test_one_command_prints_and_writes_the_page(tmp_path: Path) -> None:
     measured, counted, scans = tables(page).values()
     who = [row["who"].split(" [")[0] for row in measured]
     for name in ("floor: bare products", "ops.linear_logprobs", "ops.linear_policy_loss", "torch linear_cross_entropy"):
-        assert who.count(name) == (2 if name == "ops.linear_policy_loss" else 4), name
+        assert who.count(name) == (4 if name == "ops.linear_policy_loss" else 6), name
     peers = ("liger_kernel", "cut_cross_entropy", "trl")
     for row in measured:
         if row["remarks"]:
@@ -113,10 +113,10 @@ def test_one_command_prints_and_writes_the_page(tmp_path: Path) -> None:
         assert float(row["ms"]) >= 0 and float(row["x floor"]) > 0, row
         if not row["who"].startswith("floor"):
             assert 0 < float(row["error log-probs"]) < 1e-5, row
-            assert (row["error gradients"] == "") == (row["work"] != "loss + backward"), row
+            assert (row["error gradients"] == "") == row["work"].startswith("log-probs"), row
             assert (row["of all rows"] == "") == (row["rows"] == "100%"), row
     missing = sum(importlib.util.find_spec(peer) is None for peer in peers)
-    assert sum(row["remarks"] != "" for row in measured) == 4 * missing
+    assert sum(row["remarks"] != "" for row in measured) == 6 * missing
 
     assert len(counted) == 18 and all(float(row["H100 SXM ms at least"]) > 0 for row in counted)
     timed = {(row["tokens"], row["who"]): row for row in scans if row["ms"]}
@@ -217,13 +217,14 @@ def test_errors_of_a_solution(module: object) -> None:
     case = module("lm_head_case")  # type: ignore[operator]
     truth = case.Solution(*(torch.tensor(x, dtype=torch.float64) for x in (2.0, [3.0, 4.0], [[1.0]], [[2.0]])))
     near = case.Solution(*(torch.tensor(x) for x in (2.5, [3.0, 4.5], [[1.25]], [[2.0]])))
-    found = case.errors(near, truth)
+    found = case.errors(near, truth, "train")
     assert (found.logprobs, found.gradients, found.loss) == pytest.approx((0.1, 0.25, 0.25))
     assert found.worst == 0.25
-    assert case.errors(near._replace(d_weight=None), truth).worst == float("inf")
+    assert case.errors(near._replace(d_weight=None), truth, "train").worst == float("inf")
+    assert case.errors(near._replace(d_weight=None), truth, "frozen").worst == 0.25
     nan = torch.tensor([[float("nan")]])
     for wrong in (near._replace(d_hidden=nan), near._replace(d_weight=nan)):
-        assert not case.errors(wrong, truth).worst < 1
+        assert not case.errors(wrong, truth, "train").worst < 1
 
 
 def test_truth_of_the_case_is_autograd_s(module: object) -> None:
@@ -240,7 +241,7 @@ def test_truth_of_the_case_is_autograd_s(module: object) -> None:
     ).neg()
     loss = -(case.advantages * logprobs).sum() / 15
     loss.backward()
-    found = cases.errors(cases.Solution(loss, logprobs, case.hidden.grad, case.weight.grad), truth)
+    found = cases.errors(cases.Solution(loss, logprobs, case.hidden.grad, case.weight.grad), truth, "train")
     assert found.worst < 1e-5
     unscored = torch.ones(40, dtype=torch.bool).index_fill(0, case.rows, False)
     assert truth.d_hidden[unscored].abs().sum() == 0

@@ -9,6 +9,7 @@ from archer_fast.ops.linear_logprobs import LinearLogprobs, linear_logprobs
 from archer_fast.ops.linear_policy_loss import LinearPolicyLoss, PolicyMetrics, linear_policy_loss
 from archer_fast.ops.polyak import polyak_
 from archer_fast.ops.segment_scan import segment_scan
+from archer_fast.ops.slot_attention import slot_attention
 
 __all__ = [
     "IMPLS",
@@ -24,4 +25,5 @@ __all__ = [
     "linear_policy_loss",
     "polyak_",
     "segment_scan",
+    "slot_attention",
 ]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from archer_fast import _C
+from archer_fast.ops.reference import scale as scale
 
 SIMD = "auto"  # or a name out of _C.simd_levels(): tests force each instruction set
 

@@ -15,7 +15,7 @@ from archer_fast.ops.checks import (
     check_values,
     inverse_temperature,
 )
-from archer_fast.ops.choice import Impl, choose_impl, record
+from archer_fast.ops.choice import Impl, choose_impl, load_kernels, record
 from archer_fast.ops.lm_head import (
     ChunkLoop,
     LmHead,
@@ -218,10 +218,7 @@ def _op(
     needs: list[bool],
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """loss, logprobs, entropy, and the gradients of n times the loss in hidden, weight, bias.
-
-    n times: divided before they are rounded to half precision, they would lose digits to underflow.
-    """
+    """loss, logprobs, entropy, and the gradients of `_kept_factor` times the loss in hidden, weight, bias."""
     check_values(target_ids, weight.shape[0], rows, hidden.shape[0], inv_temperature)
     record(_NAME, impl)
     head = LmHead(hidden, weight, target_ids, rows, bias, inv_temperature, softcap, impl).contiguous()
@@ -231,6 +228,8 @@ def _op(
         ref = None if ref_logprobs is None else ref_logprobs[chunk]
         return policy_terms(kind, logprobs, entropy, advantages[chunk], rollout, ref, coefficients)
 
+    n = _divisor(num_actions, target_ids)
+    per_row = _kept_factor(hidden.dtype, n) / n
     with without_autocast(hidden.device):
         loop = ChunkLoop(head, whole_rows=any(needs), needs=(needs[0], needs[1], needs[2]))
         logprobs = hidden.new_empty(target_ids.shape, dtype=loop.dtype)
@@ -240,8 +239,9 @@ def _op(
             logprobs[chunk.rows], entropy[chunk.rows] = scores.logprobs, scores.entropy
             if any(needs):
                 _, of_logprobs, of_entropy = terms(chunk.rows, scores.logprobs, scores.entropy)
-                loop.backward(chunk, scores, of_logprobs, of_entropy, None)
-        loss = terms(slice(None), logprobs, entropy).loss.sum() / _divisor(num_actions, target_ids)
+                of_entropy = None if of_entropy is None else of_entropy * per_row
+                loop.backward(chunk, scores, of_logprobs * per_row, of_entropy, None)
+        loss = terms(slice(None), logprobs, entropy).loss.sum() / n
         return loss, logprobs, entropy, *loop.gradients(keep_sums=True)
 
 
@@ -258,11 +258,21 @@ def _divisor(num_actions: int | None, target_ids: Tensor) -> int:
     return max(target_ids.shape[0], 1) if num_actions is None else num_actions
 
 
+def _kept_factor(dtype: torch.dtype, n: int) -> int:
+    """The gradients that wait for backward are those of so many times the loss.
+
+    float16 would lose digits to underflow, were they divided by n before they are rounded to it. Elsewhere they are
+    what backward hands out, unless the loss is scaled.
+    """
+    return n if dtype == torch.float16 else 1
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[3:])
-    ctx.dtype, ctx.num_actions = inputs[0].dtype, _divisor(inputs[12], inputs[2])
+    ctx.dtype, ctx.impl = inputs[0].dtype, inputs[14]
+    ctx.kept_factor = _kept_factor(ctx.dtype, _divisor(inputs[12], inputs[2]))
     ctx.is_spent = False
 
 
@@ -277,14 +287,16 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | Non
             "instead of keeping its graph (retain_graph=True)"
         )
     d_hidden, d_weight, d_bias = ctx.saved_tensors
-    factor = grad_loss / ctx.num_actions  # 0-dim float32: a product with it does not leave half precision's range early
+    factor = grad_loss / ctx.kept_factor  # 0-dim float32: a product with it does not leave half precision's range early
     if ctx.needs_input_grad[0]:
         out[0] = d_hidden * factor
     if ctx.needs_input_grad[1]:
         # In place: a second [V, H] would double what the gradient takes. Traced, the compiler plans memory itself.
         is_eager = type(d_weight) is Tensor
         ctx.is_spent = is_eager
-        out[1] = (d_weight.mul_(factor) if is_eager else d_weight * factor).to(ctx.dtype)
+        if is_eager:
+            load_kernels(ctx.impl, "triton_launch").scale(d_weight, factor)
+        out[1] = (d_weight if is_eager else d_weight * factor).to(ctx.dtype)
     if ctx.needs_input_grad[5]:
         out[5] = (d_bias * factor).to(ctx.dtype)
     return tuple(out)

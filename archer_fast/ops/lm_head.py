@@ -13,10 +13,10 @@ from torch.nn.functional import pad
 from archer_fast.ops.checks import accumulation_dtype
 from archer_fast.ops.choice import load_kernels
 
-# Own memory for logits; on a GPU half as much again for their half-precision gradient. On a CPU an op may take 64 MB in
-# all; on a GPU each chunk reads and writes the float32 sum of the weight's gradient, so that few large ones pay: on an
-# H100 8,192 rows of 152k columns took 51.4 ms in chunks of 1 GiB, 48.7 of 2, 48.0 of 3 (NOTES.md, 2026-11-26).
-CHUNK_BYTES = {"cpu": 61 << 20, "cuda": 2 << 30}
+# Own memory for logits. On a CPU an op may take 64 MB in all; on a GPU each chunk reads and writes the float32 sum of
+# the weight's gradient, so that few large ones pay there where the weight is trained (NOTES.md, 2026-11-26).
+CHUNK_BYTES = {"cpu": 61 << 20, "cuda": 1 << 30}
+CHUNK_BYTES_WITH_WEIGHT = {"cpu": 61 << 20, "cuda": 3 << 30}
 MAX_CHUNK_ROWS = {"cpu": 512, "cuda": 1 << 14}
 MAX_LENT_ROWS = 1024  # in the memory of the weight's gradient; a block of columns of them is 8 MB
 # On a CPU the vocabulary is walked in blocks of so many columns: the row kernel finds their logits in the cache, and
@@ -129,27 +129,32 @@ class ChunkLoop:
         # Every row of hidden is written where all are scored; otherwise those that nobody scores get zeros.
         make = hidden.new_empty if head.rows is None else hidden.new_zeros
         self.d_hidden = make(hidden.shape) if needs[0] else None
-        # Sums over chunks are kept in float32: in bfloat16 a long sum stops growing. The first chunk writes.
-        self.d_weight = self._empty(*weight.shape) if needs[1] else None
-        if self.d_weight is not None and num_rows == 0:
-            self.d_weight.zero_()
         self.d_bias = weight.new_zeros(vocab, dtype=self.dtype) if needs[2] else None
 
         lent = 0
-        if self.by_columns and self.d_weight is not None:
+        if self.by_columns and needs[1]:
             lent = min(num_rows, min(hidden.shape[1], MAX_LENT_ROWS) // ROW_MULTIPLE * ROW_MULTIPLE)
-        budget = CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"]) - lent * self.column_block * self.dtype.itemsize
+        chunk_bytes = CHUNK_BYTES_WITH_WEIGHT if needs[1] else CHUNK_BYTES
+        budget = chunk_bytes.get(device, chunk_bytes["cpu"]) - lent * self.column_block * self.dtype.itemsize
         own = min(budget // (width * self.dtype.itemsize), MAX_CHUNK_ROWS.get(device, MAX_CHUNK_ROWS["cpu"]))
         self.sizes = _chunk_sizes(num_rows, own, lent)
         self.is_lent = lent > 0 and self.sizes[0] == lent
+        # A sum over chunks is kept in float32: in bfloat16 a long one stops growing. A single product already is a sum
+        # in float32 that is rounded once. The first chunk writes.
+        self.d_weight: Tensor | None = None
+        if needs[1]:
+            is_sum = len(self.sizes) > 1 or self.by_columns
+            self.d_weight = self._empty(vocab, hidden.shape[1], self.dtype if is_sum else sum_dtype(hidden.dtype))
+            if num_rows == 0:
+                self.d_weight.zero_()
         self.work = self._logits(_padded(max(self.sizes[self.is_lent :], default=0)), width)
         # Where a block's gradient goes, if not back to where the block was: out of lent memory; and on a GPU into half
-        # precision, as the row kernel writes it.
+        # precision, as the row kernel writes it, over the first half of the row that it reads.
         self.dlogits: Tensor | None = None
         if self.is_lent:
             self.dlogits = self._logits(_padded(lent), self.column_block)
         elif head.impl == "triton" and hidden.dtype != self.dtype and whole_rows:
-            self.dlogits = self.work.new_empty(self.work.shape, dtype=hidden.dtype)
+            self.dlogits = self.work.view(hidden.dtype)
 
     def chunks(self) -> Iterator[Chunk]:
         hidden, rows = self.head.hidden, self.head.rows
@@ -234,9 +239,9 @@ class ChunkLoop:
             end = min(start + self.column_block, vocab)
             yield start, chunk.logits[:, start:end] if has_room else chunk.logits[:, : end - start]
 
-    def _empty(self, num_rows: int, num_columns: int) -> Tensor:
+    def _empty(self, num_rows: int, num_columns: int, dtype: torch.dtype | None = None) -> Tensor:
         make = self.kernels.empty_in_huge_pages if self.head.impl == "cpu" else _empty
-        made: Tensor = make(self.head.hidden, (num_rows, num_columns), self.dtype)
+        made: Tensor = make(self.head.hidden, (num_rows, num_columns), dtype or self.dtype)
         return made
 
     def _logits(self, n: int, width: int) -> Tensor:

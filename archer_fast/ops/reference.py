@@ -86,6 +86,12 @@ def softmax_backward(
     out.copy_(dz)
 
 
+def scale(x: Tensor, factor: Tensor) -> None:
+    """x *= factor [], in place; on a CPU, where the factor can be read, not for a factor of 1."""
+    if factor.device.type != "cpu" or float(factor) != 1:
+        x.mul_(factor)
+
+
 def segment_scan(a: Tensor, b: Tensor, cu: Tensor, out: Tensor) -> None:
     """y_t = b_t + a_t y_{t+1} in each segment [cu[k], cu[k+1]), into out [T]; an `a` at a segment's end is not read.
 

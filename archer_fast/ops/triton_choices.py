@@ -13,11 +13,12 @@ import triton
 from torch import Tensor
 
 from archer_fast.kernels.linear_logprobs import linear_logprobs_fwd_kernel
-from archer_fast.kernels.row_softmax import softmax_backward_kernel, softmax_update_kernel
+from archer_fast.kernels.row_softmax import scale_kernel, softmax_backward_kernel, softmax_update_kernel
 from archer_fast.ops.triton_variant import Variant
 
 TRITON_TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 CAPABILITIES = (80, 90, 100)
+SCALE_BLOCK = 8192  # elements a program multiplies
 GROUP = 16  # row blocks that share a weight tile: at H = 4096 their hidden states take 17 MB of the L2 cache
 
 
@@ -100,6 +101,8 @@ def variants() -> list[Variant]:
                     if dtype == out_dtype:
                         out.append(softmax_update_variant(dtype, has_softcap, vector, block, num_warps))
                     out.append(softmax_backward_variant(dtype, out_dtype, has_softcap, vector, block, num_warps))
+    for dtype in (torch.float32, torch.bfloat16):
+        out += [scale_variant(dtype, vector) for vector in (1, 16 // dtype.itemsize)]
     for dtype in TRITON_TYPES:
         for vector in (1, 16 // dtype.itemsize):
             tiles = {fused_tile(chip, dtype, vector, rows) for chip in CAPABILITIES for rows in (False, True)}
@@ -152,6 +155,13 @@ def softmax_backward_variant(
     types = TRITON_TYPES[dtype] if dtype == out_dtype else f"{TRITON_TYPES[dtype]} to {TRITON_TYPES[out_dtype]}"
     name = _name("softmax_backward", types, block, f"vector {vector}", has_softcap and "softcap")
     return _row_variant(name, softmax_backward_kernel, signature, constexprs, num_warps)
+
+
+@functools.cache
+def scale_variant(dtype: torch.dtype, vector: int) -> Variant:
+    signature = {"x": f"*{TRITON_TYPES[dtype]}", "num_elements": "i64", "factor": "*fp32"}
+    name = _name("scale", TRITON_TYPES[dtype], f"vector {vector}")
+    return _row_variant(name, scale_kernel, signature, {"BLOCK": SCALE_BLOCK, "VECTOR": vector}, num_warps=8)
 
 
 @functools.cache

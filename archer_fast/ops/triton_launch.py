@@ -54,7 +54,7 @@ def softmax_backward(
     grad_lse: Tensor | None,
     out: Tensor,
 ) -> None:
-    """d loss / d logits into `out`, which may be `logits`; see `reference.softmax_backward`.
+    """d loss / d logits into `out`, which may share memory with `logits`, row by row; see `reference.softmax_backward`.
 
     logits [n, v] float32 | bfloat16 | float16; out [n, v] of the same dtype, or of a half one; the rest [n].
     """
@@ -89,6 +89,19 @@ def softmax_backward(
         out,
         out.stride(0),
     )
+
+
+def scale(x: Tensor, factor: Tensor) -> None:
+    """x *= factor in place; where the factor is 1 (known on the device alone) x is not read. See `reference.scale`.
+
+    x contiguous, float32 | bfloat16; factor [] float32.
+    """
+    assert x.is_contiguous() and factor.dtype == torch.float32 and factor.shape == ()
+    if x.numel() == 0:
+        return
+    vector = choices.row_vector(x.view(1, -1))
+    variant = choices.scale_variant(x.dtype, vector)
+    _launch(variant, (-(-x.numel() // choices.SCALE_BLOCK),), x, x.numel(), factor)
 
 
 def linear_logprobs_fwd(

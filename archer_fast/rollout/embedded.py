@@ -10,6 +10,7 @@ from torch import Tensor
 
 from archer_fast.backbone import Backbone
 from archer_fast.batch import Alternatives, PackedBatch, prefix_of
+from archer_fast.rollout.cuda_graphs import GraphedPasses
 from archer_fast.rollout.interact import FinishedAction
 from archer_fast.rollout.kv_cache import BranchCache, RecordingLayout, SlotCache
 
@@ -34,6 +35,7 @@ class EmbeddedEngine:
         temperature: float = 1.0,
         greedy: bool = False,
         generator: torch.Generator | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         self.backbone = backbone
         self.stop_token_id = stop_token_id
@@ -44,11 +46,18 @@ class EmbeddedEngine:
         self.generator = generator
         self.max_tokens = backbone.max_positions
         self.num_forward_tokens = 0
+        self._graphs: GraphedPasses | None = None
+        if cuda_graphs and backbone.device.type == "cuda":
+            self._graphs = GraphedPasses(backbone, num_slots, self.max_tokens)
         self.reset()
 
     def reset(self) -> None:
         """Forget every running game (also needed after the weights changed)."""
-        self._cache = SlotCache(self.backbone.num_layers, self.num_slots, self.max_tokens)
+        if self._graphs is not None:
+            self._graphs.reset()
+            self._cache = self._graphs.cache
+        else:
+            self._cache = SlotCache(self.backbone.num_layers, self.num_slots, self.max_tokens)
         self._length = np.zeros(self.num_slots, dtype=np.int64)  # tokens in the cache
         self._new: list[list[int]] = [[] for _ in range(self.num_slots)]  # tokens not yet in the cache
         self._answering = [False] * self.num_slots  # has an observation and owes an action
@@ -86,10 +95,14 @@ class EmbeddedEngine:
         rank = np.arange(slot_ids.size) - np.repeat(last + 1 - counts, counts)
         positions = self._length[slot_ids] + rank
         ids = np.concatenate([self._new[s] for s in slots])
-        device = self.backbone.device
-        slot_t, rank_t, position_t, ids_t = (torch.from_numpy(x).to(device) for x in (slot_ids, rank, positions, ids))
-        layout = self._cache.pass_over(slot_t, position_t, rank_t, int(counts.max()), int(positions.max()) + 1)
-        hidden = self.backbone(ids_t, position_t, layout)
+        device, end = self.backbone.device, int(positions.max()) + 1
+        if self._graphs is not None and self._graphs.takes(ids.size, end):
+            hidden = self._graphs(ids, positions, slot_ids)
+        else:
+            moved = (torch.from_numpy(x).to(device) for x in (slot_ids, rank, positions, ids))
+            slot_t, rank_t, position_t, ids_t = moved
+            layout = self._cache.pass_over(slot_t, position_t, rank_t, int(counts.max()), end)
+            hidden = self.backbone(ids_t, position_t, layout)
         tokens, logprobs = self._sample(hidden[torch.from_numpy(last).to(device)])
         self.num_forward_tokens += ids.size
         self._length[slots] += counts

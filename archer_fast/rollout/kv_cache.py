@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from archer_fast.attention import PackedLayout, branch_attention, causal_mask, check_no_window
+from archer_fast.attention import Layout, PackedLayout, branch_attention, causal_mask, check_no_window
+from archer_fast.ops import slot_attention
 
 
 class SlotCache:
@@ -14,6 +15,7 @@ class SlotCache:
 
     A game's tokens lie at positions 0..length-1 of its row; what lies behind is stale and masked, so a
     finished game's row is reused by writing over it. Rows grow by doubling up to `max_tokens`.
+    On a GPU attention is `ops.slot_attention`, one kernel a layer; elsewhere a few plain products on a grid of games.
     """
 
     def __init__(self, num_layers: int, num_slots: int, max_tokens: int) -> None:
@@ -21,15 +23,21 @@ class SlotCache:
         self.max_tokens = max_tokens
         self._keys: list[Tensor | None] = [None] * num_layers  # each [slots, g, capacity, d]
         self._values: list[Tensor | None] = [None] * num_layers
-        self._capacity = 0
 
-    def pass_over(self, slot_ids: Tensor, position_ids: Tensor, rank: Tensor, width: int, end: int) -> _SlotPass:
+    @property
+    def capacity(self) -> int:
+        """Tokens a game for which there is room without another allocation."""
+        return self._capacity_of(-1) if self._keys[-1] is not None else 0
+
+    def pass_over(self, slot_ids: Tensor, position_ids: Tensor, rank: Tensor, width: int, end: int) -> Layout:
         """The layout of one pass: token i goes to `position_ids[i]` of game `slot_ids[i]`.
 
         rank: [T] int64, the token's place among its game's new tokens, < width; end: 1 + largest position.
         """
         if end > self.max_tokens:
             raise ValueError(f"a game of {end} tokens does not fit the cache of max_tokens={self.max_tokens}")
+        if slot_ids.is_cuda:
+            return TokenPass(self, slot_ids, position_ids, end)
         return _SlotPass(self, slot_ids, position_ids, rank, width, end)
 
     def write(self, layer: int, slot_ids: Tensor, position_ids: Tensor, key: Tensor, value: Tensor, end: int) -> None:
@@ -38,9 +46,14 @@ class SlotCache:
         self._keys[layer][slot_ids, :, position_ids] = key  # type: ignore[index]
         self._values[layer][slot_ids, :, position_ids] = value  # type: ignore[index]
 
+    def stores(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [slots, g, capacity, d]."""
+        return self._keys[layer], self._values[layer]  # type: ignore[return-value]
+
     def read(self, layer: int, end: int) -> tuple[Tensor, Tensor]:
         """Keys and values [slots, g, end, d], views."""
-        return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]  # type: ignore[index]
+        keys, values = self.stores(layer)
+        return keys[:, :, :end], values[:, :, :end]
 
     def _capacity_of(self, layer: int) -> int:
         return self._keys[layer].shape[2]  # type: ignore[union-attr]
@@ -58,6 +71,19 @@ class SlotCache:
             if old is not None:
                 new[:, :, : old.shape[2]] = old
             store[layer] = new
+
+
+class TokenPass:
+    """One packed pass over the new tokens of some games, each attending to its own row by the kernel for tokens."""
+
+    def __init__(self, cache: SlotCache, slot_ids: Tensor, position_ids: Tensor, end: int) -> None:
+        self.cache, self.slot_ids, self.position_ids, self.end = cache, slot_ids, position_ids, end
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+        _check_window(window, self.end)
+        self.cache.write(layer, self.slot_ids, self.position_ids, key, value, self.end)
+        keys, values = self.cache.stores(layer)
+        return slot_attention(query, keys, values, self.slot_ids, self.position_ids, scale)
 
 
 class _SlotPass:
@@ -98,11 +124,7 @@ class _SlotPass:
         self._groups.append((tokens, slots, grid, hidden_keys, num_rows))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-        if window is not None and window < self.end:
-            raise ValueError(
-                f"the embedded engine keeps no sliding window ({window} tokens) and this game has {self.end}; "
-                "use a full-attention model or shorter games"
-            )
+        _check_window(window, self.end)
         self.cache.write(layer, self.slot_ids, self.position_ids, key, value, self.end)
         keys, values = self.cache.read(layer, self.end)
         out = query if len(self._groups) == 1 else torch.empty_like(query)
@@ -114,6 +136,14 @@ class _SlotPass:
                 return attended
             out[tokens] = attended
         return out
+
+
+def _check_window(window: int | None, num_tokens: int) -> None:
+    if window is not None and window < num_tokens:
+        raise ValueError(
+            f"the embedded engine keeps no sliding window ({window} tokens) and this game has {num_tokens}; "
+            "use a full-attention model or shorter games"
+        )
 
 
 def _grid_attention(
