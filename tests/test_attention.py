@@ -337,7 +337,7 @@ def test_branches_of_unlike_lengths_lie_on_grids_of_their_own() -> None:
     several = branch_grids(lengths, mask)
     assert [grid.width for grid in several] == [3, 7, 20] and sum(g.tokens.numel() for g in several) == lengths.sum()
     real = (torch.arange(20) < lengths[..., None]).flatten().nonzero().squeeze(1)
-    one = BranchGrid(mask, torch.arange(real.numel()), real, 20)
+    one = BranchGrid(mask, torch.arange(real.numel()), real, 20, sum(grid.num_pairs for grid in several))
     index = tree_layout("sdpa").prefix_index
     inputs = random_qkv(sum(TRUNK) + int(lengths.sum()))
     outs = [TreeLayout(packed(TRUNK, "sdpa"), index, grids).attend(0, *inputs, 0.4, None) for grids in (several, [one])]

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from archer_fast.actor import ActorLoss, ScoredActions, accumulated_actor_loss, count_scored
+from archer_fast.actor import TURN_BINS, ActorLoss, ScoredActions, accumulated_actor_loss, count_scored
 from archer_fast.backbone import Backbone
 from archer_fast.batch import PackedBatch
 from archer_fast.buffer import TrajectoryBuffer
 from archer_fast.config import Config, PolicyLoss, UpdateConfig
 from archer_fast.critic import GameFeatures, read_games
 from archer_fast.device_staging import DeviceStaging
+from archer_fast.doubling_bins import bin_of, first_of
 from archer_fast.meters import Meters
 from archer_fast.optim import GuardedStep
 from archer_fast.packing import Int64, pack_trajectories
@@ -153,16 +154,26 @@ class Learner:
             **more,
         )
         parts = torch.stack([out.policy_loss, out.entropy, out.clip_fraction, out.moved])
-        out = ActorLoss(out.loss, *self.ranks.sum(parts))
+        together = self.ranks.sum(torch.cat([parts, out.moved_by_turn.flatten()]))
+        policy_loss, entropy, clip_fraction, moved = together[: len(parts)]
+        moved_by_turn = together[len(parts) :].view_as(out.moved_by_turn)
+        out = ActorLoss(out.loss, policy_loss, entropy, clip_fraction, moved, moved_by_turn)
         meters.add(actor_loss=out.policy_loss, actor_entropy=out.entropy)
         if self.samples_are_own and not self._has_stepped:
-            meters.add(mismatch_kl=out.moved)  # the weights are those that sampled: what is left is the engine's own
+            # The weights are those that sampled: what is left is the engine's own.
+            meters.add(1.0, mismatch_kl=out.moved, **self._by_turn("mismatch_kl_turn", moved_by_turn, games))
         self._has_stepped = True
         if kind == "ppo_clip":
             meters.add(clip_fraction=out.clip_fraction)
         meters.count_once(actor_steps=1, useful_tokens=num_tokens)
         self.actor_step(out.loss, meters, games)
         return out
+
+    def _by_turn(self, name: str, sums: Tensor, games: Int64) -> dict[str, Tensor]:
+        """Means out of `ActorLoss.moved_by_turn`, for the turns that these games have; NaN where no action is."""
+        last_turn = int(self.buffer.turn_span(games)[1].max()) - 1
+        num_bins = min(bin_of(last_turn) + 1, TURN_BINS)
+        return {f"{name}_{first_of(index)}": sums[0, index] / sums[1, index] for index in range(num_bins)}
 
     @property
     def samples_are_own(self) -> bool:
