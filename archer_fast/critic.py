@@ -74,10 +74,9 @@ class PairedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = x.expand(2, *x.shape)
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            out = torch.baddbmm(bias, h, weight)
-            products = 1 + (weight.requires_grad + h.requires_grad if out.requires_grad else 0)
-            self.flops += products * 2 * x.shape[0] * weight.numel()
-            h = out
+            gradients = weight.requires_grad + h.requires_grad
+            h = torch.baddbmm(bias, h, weight)
+            self.flops += (1 + h.requires_grad * gradients) * 2 * x.shape[0] * weight.numel()
             if i < len(self.weights) - 1:
                 h = F.gelu(h)
         return h.squeeze(-1)

@@ -16,7 +16,7 @@ from archer_fast.buffer import TrajectoryBuffer
 from archer_fast.config import Config, PolicyLoss, UpdateConfig
 from archer_fast.critic import GameFeatures, read_games
 from archer_fast.device_staging import DeviceStaging
-from archer_fast.doubling_bins import bin_of, first_of
+from archer_fast.doubling_bins import first_of
 from archer_fast.meters import Meters
 from archer_fast.optim import GuardedStep
 from archer_fast.packing import Int64, pack_trajectories
@@ -161,19 +161,15 @@ class Learner:
         meters.add(actor_loss=out.policy_loss, actor_entropy=out.entropy)
         if self.samples_are_own and not self._has_stepped:
             # The weights are those that sampled: what is left is the engine's own.
-            meters.add(1.0, mismatch_kl=out.moved, **self._by_turn("mismatch_kl_turn", moved_by_turn, games))
+            meters.add(mismatch_kl=out.moved)
+            by_turn = zip(range(TURN_BINS), moved_by_turn.unbind(1), strict=True)
+            meters.divide(**{f"mismatch_kl_turn_{first_of(index)}": sums for index, sums in by_turn})
         self._has_stepped = True
         if kind == "ppo_clip":
             meters.add(clip_fraction=out.clip_fraction)
         meters.count_once(actor_steps=1, useful_tokens=num_tokens)
         self.actor_step(out.loss, meters, games)
         return out
-
-    def _by_turn(self, name: str, sums: Tensor, games: Int64) -> dict[str, Tensor]:
-        """Means out of `ActorLoss.moved_by_turn`, for the turns that these games have; NaN where no action is."""
-        last_turn = int(self.buffer.turn_span(games)[1].max()) - 1
-        num_bins = min(bin_of(last_turn) + 1, TURN_BINS)
-        return {f"{name}_{first_of(index)}": sums[0, index] / sums[1, index] for index in range(num_bins)}
 
     @property
     def samples_are_own(self) -> bool:
