@@ -202,6 +202,7 @@ class RunState:
 
     def _make_flop_meter(self, start: Backbone) -> FlopMeter | None:
         """None where the model's passes cannot be counted: it trains all the same."""
+        self.watcher.calling("a pass without data")
         try:
             return FlopMeter(start, (self.actor, start, *self.learner.modules().values()), self.config.model.lora)
         except ValueError as error:
