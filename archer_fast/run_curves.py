@@ -181,7 +181,7 @@ def _draw_staleness(panel: Axes, metrics: Metrics) -> None:
         bins = metrics.bins("staleness_share")
         shares = [[_or_zero(row.get(f"staleness_share_{first}")) for row in rows] for first in bins]
         x = [row.get(metrics.x_label, row["iteration"]) for row in rows]
-        panel.stackplot(x, shares, labels=map(_bin_label, bins), colors=_shades(len(bins)))
+        panel.stackplot(x, shares, labels=map(_bin_label, bins), colors=_shades(len(bins)), alpha=0.55)
     panel.set_ylim(0, 1)
 
 
