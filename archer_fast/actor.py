@@ -13,7 +13,10 @@ from archer_fast.attention import Layout
 from archer_fast.backbone import Backbone
 from archer_fast.batch import PackedBatch, TreeBatch
 from archer_fast.config import PolicyLoss
+from archer_fast.doubling_bins import bins_of
 from archer_fast.ops import linear_policy_loss
+
+TURN_BINS = 8  # of `doubling_bins`: turns 0, 1, 2 to 3, ..., 64 and later
 
 
 class ScoredActions(NamedTuple):
@@ -28,13 +31,18 @@ class ScoredActions(NamedTuple):
     ref_logprobs: Tensor | None  # [M] under the start policy; None where nothing asks for them
     advantages: Tensor  # [M] of each token's action, or of the token
     turn: Tensor  # [M] int64: index, in its game, of the turn that the token's action is of
-    num_actions: int
+    action_turn: Tensor  # [num_actions] int64: the same of each action
+
+    @property
+    def num_actions(self) -> int:
+        return int(self.action_turn.shape[0])
 
     @classmethod
     def of_tree(
         cls, tree: TreeBatch, batch: PackedBatch, ref_logprobs: Tensor | None, advantages: Tensor
     ) -> ScoredActions:
         """The branches of a tree on `batch`; ref_logprobs [M], advantages [num_branches]."""
+        action_turn = batch.turn[tree.turn_ids].long()
         return cls(
             tree.input_ids,
             tree.position_ids,
@@ -44,8 +52,8 @@ class ScoredActions(NamedTuple):
             tree.rollout_logprobs,
             ref_logprobs,
             advantages[tree.branch_ids],
-            batch.turn[tree.turn_ids][tree.branch_ids].long(),
-            tree.num_branches,
+            action_turn[tree.branch_ids],
+            action_turn,
         )
 
     @classmethod
@@ -66,7 +74,7 @@ class ScoredActions(NamedTuple):
             ref_logprobs,
             advantages if advantages.shape == rows.shape else advantages[turn_ids],
             batch.turn[turn_ids].long(),
-            int(batch.turn.shape[0]),
+            batch.turn.long(),
         )
 
     def joined(self, taken: ScoredActions) -> ScoredActions:
@@ -80,7 +88,7 @@ class ScoredActions(NamedTuple):
             ref_logprobs=None if refs[0] is None or refs[1] is None else torch.cat([refs[0], refs[1]]),
             advantages=torch.cat([self.advantages, taken.advantages]),
             turn=torch.cat([self.turn, taken.turn]),
-            num_actions=self.num_actions + taken.num_actions,
+            action_turn=torch.cat([self.action_turn, taken.action_turn]),
         )
 
 
@@ -90,6 +98,7 @@ class ActorLoss(NamedTuple):
     entropy: Tensor  # [] mean over scored tokens, nats
     clip_fraction: Tensor  # [] of the scored tokens, whose ratio to the policy that sampled is outside the clip
     moved: Tensor  # [] KL(policy that sampled || this one), nats an action
+    moved_by_turn: Tensor  # [2, TURN_BINS] by the turn of the action: the sum of that KL, nats, and the actions
 
 
 def actor_loss(
@@ -110,6 +119,7 @@ def actor_loss(
     kl_coef is above 0.
     """
     hidden = backbone(scored.input_ids, scored.position_ids, scored.layout)
+    backbone.counts.of(hidden).rows += scored.rows.numel()
     out = linear_policy_loss(
         hidden,
         backbone.lm_head_weight,
@@ -131,8 +141,24 @@ def actor_loss(
     num_tokens = max(scored.rows.numel(), 1)
     moved = out.metrics.approx_kl * (num_tokens / max(scored.num_actions, 1))
     return ActorLoss(
-        out.loss, out.metrics.policy_loss, out.entropy.sum() / num_tokens, out.metrics.clip_fraction, moved
+        out.loss,
+        out.metrics.policy_loss,
+        out.entropy.sum() / num_tokens,
+        out.metrics.clip_fraction,
+        moved,
+        _moved_by_turn(scored, out.logprobs),
     )
+
+
+@torch.no_grad()
+def _moved_by_turn(scored: ScoredActions, logprobs: Tensor) -> Tensor:
+    """[2, TURN_BINS] of `ActorLoss`, by the estimator of `ops.PolicyMetrics.approx_kl`."""
+    log_ratio = logprobs - scored.rollout_logprobs
+    by_turn = logprobs.new_zeros(2, TURN_BINS)
+    by_turn[0].index_add_(0, bins_of(scored.turn, TURN_BINS), log_ratio.exp() - 1 - log_ratio)
+    ones = by_turn.new_ones(scored.num_actions)
+    by_turn[1].index_add_(0, bins_of(scored.action_turn, TURN_BINS), ones)
+    return by_turn
 
 
 def accumulated_actor_loss(
@@ -152,6 +178,7 @@ def accumulated_actor_loss(
     num_actions, num_tokens = (max(total, 1) for total in totals or count_scored(passes))
     device = backbone.lm_head_weight.device
     policy_losses, means = [torch.zeros((), device=device)], [torch.zeros(3, device=device)]
+    by_turn = [torch.zeros(2, TURN_BINS, device=device)]
 
     def losses() -> Iterator[Tensor]:
         for scored in passes:
@@ -159,11 +186,13 @@ def accumulated_actor_loss(
             policy_losses.append(out.policy_loss)
             of_tokens, of_actions = scored.rows.numel() / num_tokens, scored.num_actions / num_actions
             means.append(torch.stack([out.entropy * of_tokens, out.clip_fraction * of_tokens, out.moved * of_actions]))
+            by_turn.append(out.moved_by_turn)
             yield out.loss
 
     loss = accumulate(losses(), [p for p in backbone.parameters() if p.requires_grad])
     entropy, clip_fraction, moved = torch.stack(means).sum(0)
-    return ActorLoss(loss, torch.stack(policy_losses).sum(), entropy, clip_fraction, moved)
+    policy_loss = torch.stack(policy_losses).sum()
+    return ActorLoss(loss, policy_loss, entropy, clip_fraction, moved, torch.stack(by_turn).sum(0))
 
 
 def count_scored(passes: Sequence[ScoredActions]) -> tuple[int, int]:

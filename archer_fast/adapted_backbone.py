@@ -14,6 +14,7 @@ from archer_fast.adapter_folder import CONFIG, WEIGHTS
 from archer_fast.adapters import Adapters
 from archer_fast.backbone import Backbone
 from archer_fast.config import LoRAConfig
+from archer_fast.pass_counts import PassCounts
 
 
 class AdaptedBackbone(Backbone):
@@ -30,6 +31,7 @@ class AdaptedBackbone(Backbone):
         object.__setattr__(self, "model", base.model)  # borrowed: not in parameters(), nor in state_dict()
         self.tokenizer, self.attention_impl, self.adapter = base.tokenizer, base.attention_impl, name
         self.checkpoints_activations = base.checkpoints_activations
+        self.counts = PassCounts()
         self.adapters = base.adapters or Adapters(base.model, base.linear_layers())
         self.peft_config, weights = self.adapters.add(name, lora, seed)
         base.adapters = self.adapters

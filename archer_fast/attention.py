@@ -34,6 +34,11 @@ class Layout(Protocol):
         """query [T, h, d], key and value [T, h_kv, d] of one layer -> [T, h, d]."""
         ...
 
+    @property
+    def num_pairs(self) -> int:
+        """Queries and keys that they see, of one head of one layer: what attention costs. No sliding window."""
+        ...
+
 
 def choose_impl(impl: AttentionImpl, device: torch.device, dtype: torch.dtype) -> AttentionImpl:
     """The implementation that `auto` stands for on this device; any other name is checked and kept."""
@@ -83,6 +88,10 @@ class PackedLayout:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         del layer
         return _ATTEND[self.impl](self, query, key, value, scale, window)
+
+    @property
+    def num_pairs(self) -> int:
+        return sum(n * (n + 1) // 2 for n in self.lengths)
 
     @property
     def max_seqlen(self) -> int:
@@ -247,6 +256,7 @@ class BranchGrid(NamedTuple):
     tokens: Tensor  # [n] int64: which of all branch tokens lie here
     place: Tensor  # [n] int64: where, in [B, R, width] flattened
     width: int  # tokens of the longest branch here
+    num_pairs: int  # queries and keys that they see
 
 
 def branch_grids(lengths: Tensor, prefix_mask: Tensor) -> list[BranchGrid]:
@@ -255,7 +265,8 @@ def branch_grids(lengths: Tensor, prefix_mask: Tensor) -> list[BranchGrid]:
     lengths [B, R] int64, 0 where there is no branch; prefix_mask [B, R, L] bool. Branch tokens are numbered branch
     after branch. A row without a branch sees itself alone: its numbers are finite, and nobody reads them.
     """
-    device, lengths = prefix_mask.device, lengths.cpu()  # the one wait for the device
+    device = prefix_mask.device
+    lengths, prefixes = torch.stack([lengths, prefix_mask.sum(-1)]).cpu()  # the one wait for the device
     games, widest = lengths.shape[0], int(lengths.max()) if lengths.numel() else 0
     if not widest:
         return []
@@ -276,6 +287,7 @@ def branch_grids(lengths: Tensor, prefix_mask: Tensor) -> list[BranchGrid]:
         rank = row if num_rows == lengths.shape[1] else (member.cumsum(1) - 1)[game, row]
         own = lengths[game, row, None]
         width = int(own.max())
+        num_pairs = int((own * prefixes[game, row, None] + own * (own + 1) // 2).sum())
         column = torch.arange(width)
         real = column < own
         tokens = (starts[game, row, None] + column)[real]
@@ -283,7 +295,7 @@ def branch_grids(lengths: Tensor, prefix_mask: Tensor) -> list[BranchGrid]:
         game, row, rank, tokens, place = (x.to(device, non_blocking=True) for x in (game, row, rank, tokens, place))
         mask = prefix_mask.new_zeros(games, num_rows, prefix_mask.shape[2])
         mask[game, rank] = prefix_mask[game, row]
-        grids.append(BranchGrid(mask, tokens, place, width))
+        grids.append(BranchGrid(mask, tokens, place, width, num_pairs))
     return grids
 
 
@@ -303,6 +315,10 @@ class TreeLayout:
     trunk: PackedLayout
     prefix_index: Tensor  # [B, L] int64: trunk token of game b at position l (clamped to the game's last)
     grids: list[BranchGrid]
+
+    @property
+    def num_pairs(self) -> int:
+        return self.trunk.num_pairs + sum(grid.num_pairs for grid in self.grids)
 
     @property
     def num_branch_tokens(self) -> int:

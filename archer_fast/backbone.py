@@ -26,6 +26,7 @@ from archer_fast.adapter_folder import base_of, merged
 from archer_fast.adapters import Adapters
 from archer_fast.attention import Layout, PackedLayout, choose_impl
 from archer_fast.config import AttentionImpl
+from archer_fast.pass_counts import PassCounts
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class Backbone(nn.Module):
         self.adapters: Adapters | None = None  # in the model, where there are any
         self.adapter: str | None = None  # the one that acts in this backbone's passes
         self.checkpoints_activations = False  # blocks are computed again in backward
+        self.counts = PassCounts()
         _fuse_activations(model)
         parameter = next(model.parameters())
         self.attention_impl = choose_impl(attention, parameter.device, parameter.dtype)
@@ -123,7 +125,11 @@ class Backbone(nn.Module):
             out = self.model.base_model(
                 input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, layout=layout
             )
-        return cast(Tensor, out.last_hidden_state[0])
+        hidden = cast(Tensor, out.last_hidden_state[0])
+        counts = self.counts.of(hidden)
+        counts.tokens += input_ids.shape[0]
+        counts.pairs += layout.num_pairs
+        return hidden
 
     def _act(self) -> None:
         """Let this backbone's adapter, or the base alone, act in what is computed next."""

@@ -13,8 +13,9 @@ from rich.table import Table
 
 from archer_fast.cli_args import PlanArgs
 from archer_fast.config import Config
+from archer_fast.devices import DEVICES, Device
 from archer_fast.model_costs import ModelCosts, count
-from archer_fast.plan import DEVICES, Device, Plan, game_shape, make_plan
+from archer_fast.plan import Plan, game_shape, make_plan
 from archer_fast.public_models import public_config
 from archer_fast.run_folder import read_json
 from archer_fast.workload import Workload

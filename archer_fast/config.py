@@ -178,6 +178,9 @@ class RolloutConfig:
     """Stop the run when more than this share of an iteration's games fail in their environment."""
     iterations: int | None = None
     """Iterations that play; the later ones learn from the replay alone, as offline algorithms do. None: all."""
+    cuda_graphs: bool = True
+    """On a GPU the engine's decode steps are launched as CUDA graphs, which are captured when they are first met; off:
+    kernel by kernel. The numbers are the same."""
     best_of: int = 1
     """Actions sampled a state, of which the critic's best is played (CHAI, arXiv 2204.08426); only with `archer`."""
 

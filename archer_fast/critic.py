@@ -69,11 +69,14 @@ class PairedMLP(nn.Module):
             bound = fan_in**-0.5
             self.weights.append((torch.rand(2, fan_in, fan_out, generator=generator) * 2 - 1) * bound)
             self.biases.append(torch.zeros(2, 1, fan_out))
+        self.flops = 0  # of all passes so far, with their backward
 
     def forward(self, x: Tensor) -> Tensor:
         h = x.expand(2, *x.shape)
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            gradients = weight.requires_grad + h.requires_grad
             h = torch.baddbmm(bias, h, weight)
+            self.flops += (1 + h.requires_grad * gradients) * 2 * x.shape[0] * weight.numel()
             if i < len(self.weights) - 1:
                 h = F.gelu(h)
         return h.squeeze(-1)
@@ -203,6 +206,7 @@ def token_logprobs(backbone: Backbone, hidden: Tensor, batch: PackedBatch, tempe
     """Log-probs [A] of the batch's action tokens; the token at t is predicted by the state at t - 1."""
     rows = batch.action_rows
     targets = batch.input_ids[rows].long()
+    backbone.counts.of(hidden).rows += rows.numel()
     return linear_logprobs(hidden, backbone.lm_head_weight, targets, rows=rows - 1, temperature=temperature).logprobs
 
 
@@ -240,6 +244,7 @@ def read_tree(
 ) -> TreeFeatures:
     """One pass over a tree -> what Q reads of each branch; taken: and what the critic reads of the games themselves."""
     hidden = trunk(tree.input_ids, tree.position_ids, tree.layout)
+    trunk.counts.of(hidden).rows += tree.rows.numel()
     logprobs = linear_logprobs(
         hidden, trunk.lm_head_weight, tree.target_ids, rows=tree.rows, temperature=temperature
     ).logprobs

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.text import Text
 
-WIDE = 130  # columns that the whole live line takes; a narrower terminal gets it without bar, tokens/s and time gone
+WIDE = 147  # columns that the whole live line takes; a narrower terminal gets it without bar, speed and time gone
 
 
 class Display(Protocol):
@@ -53,6 +53,7 @@ class Pace:
         self.standard_error = 0.0  # of that mean
         self.collapsed = False
         self.tokens_per_second: float | None = None
+        self.utilisation: float | None = None  # where the device's peak is known
 
     def begin_iterations(self) -> None:
         """What came until now (loading, warm start) tells nothing about the pace of iterations."""
@@ -73,6 +74,7 @@ class Pace:
             past, weight = (0.0, 1.0) if old is None else (self.SMOOTHING * self.standard_error, 1 - self.SMOOTHING)
             self.standard_error = math.hypot(past, weight * metrics.get("return_se", math.nan))
         self.tokens_per_second = metrics.get("tokens_per_second", self.tokens_per_second)
+        self.utilisation = metrics.get("utilisation", self.utilisation)
         self.collapsed = metrics.get("collapsed", self.collapsed) > 0
 
     @property
@@ -88,9 +90,9 @@ class Pace:
         return max(0.0, per_iteration * (self.total - self.number) - running)
 
     def text(self, *, short: bool = False) -> str:
-        """`iteration 12/80  return -15.21 ± 0.25  18,400 tokens/s  1:03 gone, 5:10 left`.
+        """`iteration 12/80  return -15.21 ± 0.25  18,400 tokens/s, 31% of the peak  1:03 gone, 5:10 left`.
 
-        `short`: without tokens a second and the time gone.
+        `short`: without speed and the time gone.
         """
         parts = [f"iteration {self.number}/{self.total}"] if self._seen else []
         if self.mean_return is not None:
@@ -99,7 +101,8 @@ class Pace:
         if self.collapsed:
             parts.append("collapsed")
         if not short and self.tokens_per_second is not None and math.isfinite(self.tokens_per_second):
-            parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
+            used = "" if self.utilisation is None else f", {self.utilisation:.0%} of the peak"
+            parts.append(f"{self.tokens_per_second:,.0f} tokens/s{used}")
         left = self.left
         times = [] if short and left is not None else [f"{clock_text(self.elapsed)} gone"]
         times += [] if left is None else [f"{clock_text(left)} left"]

@@ -125,6 +125,7 @@ def evaluate_policy(
         temperature=rollout.temperature,
         greedy=greedy,
         generator=torch.Generator(backbone.device).manual_seed(ranks.seed(seed)),
+        cuda_graphs=rollout.cuda_graphs,
     )
     spec = registry.get(task.name)
     played = play_shared(

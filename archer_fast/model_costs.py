@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from archer_fast.adapted_backbone import AdaptedBackbone
 from archer_fast.attention import BranchGrid, Layout, TreeLayout
 from archer_fast.backbone import Backbone, build_causal_lm
 from archer_fast.config import LoRAConfig
+from archer_fast.pass_counts import PassCounts
 
 # Two passes: what grows between them is the tokens'. So many of them that memory peaks where backward begins, not at
 # its end, where the gradients of all weights are there and the activations gone.
@@ -51,6 +53,27 @@ class PassCosts:
     def of(self, num_tokens: float, num_pairs: float) -> float:
         """FLOPs of a pass."""
         return self.flops * num_tokens + self.flops_of_pair * num_pairs
+
+
+@dataclass(slots=True, frozen=True)
+class TrunkFlops:
+    """What the passes of one backbone compute; of Qwen2.5-7B that trains: TrunkFlops((13.05e9, 401_408), (39.2e9,
+    1_404_928), 1.09e9, 3.27e9)."""
+
+    reading: tuple[float, float]  # a token; a query and a key that it sees
+    training: tuple[float, float]  # forward and backward, and what is computed again
+    head: float  # a hidden state that meets the vocabulary
+    head_training: float  # the same with its backward
+
+    def of(self, counts: PassCounts) -> float:
+        """FLOPs of all these passes."""
+        total = 0.0
+        for found, (token, pair), row in (
+            (counts.read, self.reading, self.head),
+            (counts.trained, self.training, self.head_training),
+        ):
+            total += token * found.tokens + pair * found.pairs + row * found.rows
+        return total
 
 
 @dataclass(slots=True, frozen=True)
@@ -179,6 +202,29 @@ def count(
     )
 
 
+def trunk_flops(base: Backbone, lora: LoRAConfig | None = None) -> TrunkFlops:
+    """Of a backbone whose weights all train, or with an adapter on it that trains alone.
+
+    Errors: ValueError where no pass runs through this model without data.
+    """
+    model = base.model
+    try:
+        with torch.device("meta"):
+            twin: Any = type(model)(copy.deepcopy(model.config))
+        trunk = Backbone(twin.to(model.dtype), tokenizer=None)
+        trunk.checkpoints_activations = base.checkpoints_activations
+        if lora is not None:
+            trunk.requires_grad_(False)
+            trunk = AdaptedBackbone(trunk, "actor", lora)
+        layout = _TraceLayout(fused=True)
+        reading, training = (_flops(trunk, layout, train=train) for train in (False, True))
+    except Exception as error:  # whatever another's model raises
+        raise ValueError(f"no pass runs through this {model.config.model_type}: {_first_line(error)}") from error
+    head = 2 * base.hidden_size * base.vocab_size
+    # Its gradient is made in the forward pass, of the hidden states, and of the matrix where it trains.
+    return TrunkFlops(reading, training, head, head * (3 if lora is None else 2))
+
+
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]
@@ -188,6 +234,7 @@ class _TraceLayout:
     """One sequence of any length: what is copied and kept for backward, as `attention` does, without its maths."""
 
     query_heads = kv_heads = head_dim = 0
+    num_pairs = 0  # nobody asks
 
     def __init__(self, fused: bool) -> None:
         self.fused = fused
@@ -232,13 +279,18 @@ def _plain_pass(backbone: Backbone, layout: _TraceLayout, *, train: bool) -> Pas
     few, many = _TOKENS
     memory = _peak(backbone, layout, many, train=train) - _peak(backbone, layout, few, train=train)
     # Not in the passes above: torch's counter keeps tensors alive.
+    return PassCosts(*_flops(backbone, layout, train=train), memory / (many - few))
+
+
+def _flops(backbone: Backbone, layout: _TraceLayout, *, train: bool) -> tuple[float, float]:
+    """Of a token, and of a query and a key that it sees."""
     with FlopCounterMode(display=False) as counter:
         _pass(backbone, layout, 1, train=train)
     products = _PRODUCTS_FORWARD
     if train:
         products += _PRODUCTS_BACKWARD + backbone.checkpoints_activations * _PRODUCTS_FORWARD
     of_pair = 2 * products * layout.query_heads * layout.head_dim * backbone.num_layers
-    return PassCosts(counter.get_total_flops(), of_pair, memory / (many - few))
+    return counter.get_total_flops(), of_pair
 
 
 def _tree_memory(backbone: Backbone, trunk: _TraceLayout, game: GameShape) -> float:
@@ -251,7 +303,7 @@ def _tree_memory(backbone: Backbone, trunk: _TraceLayout, game: GameShape) -> fl
         mask = torch.empty(games, game.branches, game.tokens, dtype=torch.bool, device="meta")
         trunk.lengths = (num_trunk,)
         index = torch.empty(games, game.tokens, dtype=torch.int64, device="meta")
-        grids = [BranchGrid(mask, ids, ids, game.branch_tokens)] if own else []
+        grids = [BranchGrid(mask, ids, ids, game.branch_tokens, num_pairs=0)] if own else []
         layout = TreeLayout(cast(Any, trunk), index, grids)
         found.append(_peak(backbone, layout, num_trunk + own, train=True))
     return (found[1] - found[0]) / num_games

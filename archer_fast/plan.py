@@ -21,28 +21,6 @@ _SAMPLING_BYTES = 4 + 4 + 8 + 8
 
 
 @dataclass(slots=True, frozen=True)
-class Device:
-    """Of the makers' data sheets, dense: GPU("H100", 80e9, 3.35e12, 989e12, 67e12)."""
-
-    name: str
-    memory: float  # bytes
-    bandwidth: float  # bytes/s
-    half_flops: float  # FLOP/s in bfloat16 on tensor cores
-    single_flops: float  # FLOP/s in float32
-
-    def seconds(self, flops: float, num_bytes: float, itemsize: int) -> float:
-        """At the roofline (Williams et al. 2009): whatever of the two takes longer, nothing lost."""
-        return max(flops / (self.half_flops if itemsize == 2 else self.single_flops), num_bytes / self.bandwidth)
-
-
-DEVICES = {
-    "a100": Device("A100 80GB SXM", 80e9, 2.039e12, 312e12, 19.5e12),
-    "h100": Device("H100 80GB SXM", 80e9, 3.35e12, 989e12, 67e12),
-    "h200": Device("H200 141GB SXM", 141e9, 4.8e12, 989e12, 67e12),
-}
-
-
-@dataclass(slots=True, frozen=True)
 class Phase:
     """One part of an iteration: Phase("rollout", 15872, 2.1e14, 3.9e12, 4.0e9)."""
 

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from archer_fast import _C
@@ -29,8 +28,11 @@ from archer_fast.checkpoint import (
 )
 from archer_fast.collapse_response import CollapseResponse
 from archer_fast.config import Config, to_dict
+from archer_fast.devices import peak_flops
+from archer_fast.doubling_bins import shares
 from archer_fast.envs import registry
 from archer_fast.evaluation import Evaluation, as_greedy, encoder, evaluate_policy, render_game
+from archer_fast.flop_meter import FlopMeter
 from archer_fast.loggers import Loggers, check_installed
 from archer_fast.meters import Meters
 from archer_fast.ranks import ALONE, Ranks, local_device
@@ -72,10 +74,13 @@ class RunState:
             max_new_tokens=config.rollout.max_new_tokens,
             temperature=config.rollout.temperature,
             generator=self.generator,
+            cuda_graphs=config.rollout.cuda_graphs,
         )
         self.learner = make_learner(config, actor, start, self.engine, buffer, ranks)
         self.learner.on_pass = watcher.calling
         self.player = self._player(self.engine)
+        self.flop_meter = self._make_flop_meter(start)
+        self.peak_flops = peak_flops(actor.device, actor.model.dtype)  # of this rank's device
         self.iteration = 0
         self.num_games = 0
         self.best = BestPolicy(
@@ -185,6 +190,8 @@ class RunState:
         if self.ranks.size > 1:
             say(f"{self.ranks.size} ranks: games, passes and sampling are shared, gradients summed")
         say(f"device {self.actor.device}, {torch.get_num_threads()} threads, attention {self.actor.attention_impl}")
+        if self.peak_flops is not None:
+            say(f"utilisation is of {self.peak_flops / 1e12:,.0f} TFLOP/s a device, by its data sheet")
         if self.config.algorithm == "archer":
             say(
                 f"critic trunk {self.config.critic.trunk}, V target {self.config.critic.value_target}, "
@@ -193,6 +200,15 @@ class RunState:
         buffer = self.learner.buffer
         features = f"{buffer.feature_bytes} bytes of features a turn"
         say(f"buffer C++ ring ({_C.__name__}), {len(buffer)} games in it, {features}")
+
+    def _make_flop_meter(self, start: Backbone) -> FlopMeter | None:
+        """None where the model's passes cannot be counted: it trains all the same."""
+        self.watcher.calling("a pass without data")
+        try:
+            return FlopMeter(start, (self.actor, start, *self.learner.modules().values()), self.config.model.lora)
+        except ValueError as error:
+            self.watcher.message(f"FLOPs are not counted: {error}")
+            return None
 
     # -- one iteration -----------------------------------------------------------------------------
 
@@ -235,14 +251,11 @@ class RunState:
         return played.trajectories
 
     def staleness(self) -> dict[str, float]:
-        """How old the replay is: versions of the policy (its optimizer steps) behind the present one, by turn."""
-        by_version = self.learner.buffer.stats().turns_by_version
-        known = {version: turns for version, turns in by_version.items() if version >= 0}
-        if not known:
-            return {}
-        ages = self.learner.actor_step.num_steps - np.repeat(list(known), list(known.values()))
-        low, middle, high = np.quantile(ages, [0.1, 0.5, 0.9], method="nearest")
-        return {"staleness_p10": float(low), "staleness_p50": float(middle), "staleness_p90": float(high)}
+        """How old the replay is, a histogram: `staleness_share_4` is the share of its turns that were sampled 4 to 7
+        optimizer steps of the actor ago. Turns whose policy nobody knows are left out."""
+        now, by_version = self.learner.actor_step.num_steps, self.learner.buffer.stats().turns_by_version
+        turns_by_age = {now - version: turns for version, turns in by_version.items() if version >= 0}
+        return {f"staleness_share_{age}": share for age, share in shares(turns_by_age).items()}
 
     def evaluate_if_due(self) -> dict[str, float]:
         """Every `eval.every` iterations: sampled games; the best policy so far is kept in best/.

@@ -15,6 +15,7 @@ import safetensors.numpy
 
 from archer_fast.config import Config
 from archer_fast.evaluation import summarise
+from archer_fast.flop_meter import FlopMeter
 from archer_fast.meters import Meters
 from archer_fast.optim import NonFiniteLoss
 from archer_fast.ranks import ALONE, Ranks
@@ -62,7 +63,7 @@ def claim(folder: RunFolder, stack: ExitStack, *, resume: bool) -> None:
 def iterate(run: RunState, watcher: Watcher) -> None:
     """Iterations until the run is over; after Ctrl-C, Interrupted once the present one is saved."""
     config, learner, meters = run.config, run.learner, Meters(run.ranks)
-    clock = Clock(meters)
+    clock = Clock(meters, run.flop_meter, run.peak_flops)
     saved: Path | None = None  # where the present iteration lies
     with StopRequest(watcher, run.ranks) as stop:
         while not (stop.asked() or run.over):
@@ -131,30 +132,52 @@ class StopRequest:
 
 
 class Clock:
-    """Seconds by phase since the last read, and the tokens that passed a model in them by the meters' count."""
+    """Seconds by phase since the last read, the tokens that passed a model in them by the meters' count, and FLOPs.
 
-    def __init__(self, meters: Meters) -> None:
-        self._meters = meters
+    flop_meter: None where nobody counts them; peak: FLOP/s of this rank's device, None where it is not known.
+    """
+
+    def __init__(self, meters: Meters, flop_meter: FlopMeter | None = None, peak: float | None = None) -> None:
+        self._meters, self._flop_meter, self._peak = meters, flop_meter, peak
         self.seconds: dict[str, float] = {}
         self.tokens: dict[str, float] = {}
+        self.flops: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        start, before = time.perf_counter(), self._meters.counted("processed_tokens")
+        start, tokens, flops = time.perf_counter(), *self._so_far()
         yield
-        tokens = self._meters.counted("processed_tokens") - before
+        tokens_now, flops_now = self._so_far()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-        self.tokens[phase] = self.tokens.get(phase, 0.0) + tokens
+        self.tokens[phase] = self.tokens.get(phase, 0.0) + tokens_now - tokens
+        self.flops[phase] = self.flops.get(phase, 0.0) + flops_now - flops
+
+    def _so_far(self) -> tuple[float, float]:
+        return self._meters.counted("processed_tokens"), self._flop_meter.total() if self._flop_meter else 0.0
 
     def read(self) -> dict[str, float]:
-        """`seconds_PHASE`, and `tokens_per_second_PHASE` where any token passed, and of all phases together."""
+        """`seconds_PHASE`, and where any token or FLOP was `tokens_per_second_PHASE`, `tflop_per_second_PHASE` and its
+        share of the peak of all ranks' devices, `utilisation_PHASE`; and all of it of all phases together."""
         seconds = self.seconds
-        every = self._meters.ranks.gather(self.tokens)
-        tokens = {phase: sum(theirs.get(phase, 0.0) for theirs in every) for phase in self.tokens}
-        self.seconds, self.tokens = {}, {}
+        every = self._meters.ranks.gather((self.tokens, self.flops, self._peak))
+        self.seconds, self.tokens, self.flops = {}, {}, {}
         row = {f"seconds_{phase}": round(value, 4) for phase, value in seconds.items()}
-        row |= {f"tokens_per_second_{phase}": n / max(seconds[phase], 1e-9) for phase, n in tokens.items() if n > 0}
-        return row | {"tokens_per_second": sum(tokens.values()) / max(sum(seconds.values()), 1e-9)}
+        tokens, flops = (_rates([theirs[kind] for theirs in every], seconds) for kind in (0, 1))
+        row |= {f"tokens_per_second{phase}": rate for phase, rate in tokens.items()}
+        if self._flop_meter is None:
+            return row
+        row |= {f"tflop_per_second{phase}": rate / 1e12 for phase, rate in flops.items()}
+        if all(peak is not None for _, _, peak in every):
+            peak = sum(peak for _, _, peak in every)
+            row |= {f"utilisation{phase}": rate / peak for phase, rate in flops.items()}
+        return row
+
+
+def _rates(amounts: list[dict[str, float]], seconds: dict[str, float]) -> dict[str, float]:
+    """What all ranks did in a second of each phase, by "_PHASE" where it is not 0, and by "" of all phases together."""
+    total = {phase: sum(theirs.get(phase, 0.0) for theirs in amounts) for phase in seconds}
+    rates = {f"_{phase}": amount / max(seconds[phase], 1e-9) for phase, amount in total.items() if amount > 0}
+    return rates | {"": sum(total.values()) / max(sum(seconds.values()), 1e-9)}
 
 
 def measure(games: list[Trajectory], meters: Meters, clock: Clock) -> dict[str, float]:

@@ -240,6 +240,11 @@ def test_a_clipped_step_on_whole_games_is_that_of_plain_passes(backbone: Backbon
     torch.testing.assert_close(got.policy_loss, policy.detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(got.clip_fraction, outside.mean())
     torch.testing.assert_close(got.moved, (ratio - 1 - log_ratio).sum().detach() / 6, rtol=1e-4, atol=1e-5)
+    kl_of_turns = torch.zeros(6).index_add(0, games.turn_of_token, (ratio - 1 - log_ratio).detach())
+    of_bins = [[0, 3, 4], [1, 5], [2]]  # turns of games of 3, 1 and 2: first, second, and third
+    assert got.moved_by_turn[1].tolist() == [3, 2, 1, 0, 0, 0, 0, 0]
+    sums = torch.tensor([float(kl_of_turns[turns].sum()) for turns in of_bins] + [0.0] * 5)
+    torch.testing.assert_close(got.moved_by_turn[0], sums, rtol=1e-4, atol=1e-5)
 
     found, wanted = gradients(backbone, got.loss), gradients(backbone, loss)
     for parameter, gradient in wanted.items():

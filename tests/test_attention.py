@@ -312,6 +312,11 @@ def tree_mask() -> Tensor:
     return mask
 
 
+def test_pairs_are_what_the_mask_lets_through() -> None:
+    assert packed(TRUNK, "sdpa").num_pairs == int(block_mask(TRUNK, None).sum())
+    assert tree_layout("sdpa").num_pairs == int(tree_mask().sum())
+
+
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (3, 3), (4, 1)])
 @pytest.mark.parametrize("impl", ["sdpa", "reference"])
@@ -336,8 +341,10 @@ def test_branches_of_unlike_lengths_lie_on_grids_of_their_own() -> None:
     mask = torch.arange(5) < cuts[..., None]
     several = branch_grids(lengths, mask)
     assert [grid.width for grid in several] == [3, 7, 20] and sum(g.tokens.numel() for g in several) == lengths.sum()
+    num_pairs = int((lengths * cuts + lengths * (lengths + 1) // 2).sum())
+    assert sum(grid.num_pairs for grid in several) == num_pairs
     real = (torch.arange(20) < lengths[..., None]).flatten().nonzero().squeeze(1)
-    one = BranchGrid(mask, torch.arange(real.numel()), real, 20)
+    one = BranchGrid(mask, torch.arange(real.numel()), real, 20, num_pairs)
     index = tree_layout("sdpa").prefix_index
     inputs = random_qkv(sum(TRUNK) + int(lengths.sum()))
     outs = [TreeLayout(packed(TRUNK, "sdpa"), index, grids).attend(0, *inputs, 0.4, None) for grids in (several, [one])]

@@ -157,6 +157,7 @@ def test_saved_folder_loads_in_plain_transformers(make_lm: MakeLM, tokenizer: An
     class Seen:
         def __init__(self) -> None:
             self.layers: list[int] = []
+            self.num_pairs = 0
 
         def attend(self, layer: int, *args: Any) -> Tensor:
             self.layers.append(layer)

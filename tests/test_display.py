@@ -166,9 +166,9 @@ def test_live_line_shows_phase_and_pace_and_keeps_messages() -> None:
 
 
 def test_a_narrow_terminal_still_sees_the_time_left() -> None:
-    long = {"return": -15.21, "return_se": 0.25, "tokens_per_second": 18400.0, "collapsed": 1.0}
+    long = {"return": -15.21, "return_se": 0.25, "tokens_per_second": 18400.0, "utilisation": 0.314, "collapsed": 1.0}
     shown = {}
-    for width in (80, 130):
+    for width in (80, 147):
         out = io.StringIO()
         with LiveDisplay(Console(file=out, force_terminal=True, width=width)) as display:
             display.iteration(1, 80, long)
@@ -179,7 +179,8 @@ def test_a_narrow_terminal_still_sees_the_time_left() -> None:
         shown[width] = [line.rstrip() for line in lines if "128/128" in line][-1]
         assert len(shown[width]) <= width
     assert re.search(r"128/128 iteration 1/80  return -15\.21 ± 0\.25  collapsed  0:\d\d left$", shown[80])
-    assert re.search(r"━+ 128/128 iteration .* 18,400 tokens/s  0:\d\d gone, 0:\d\d left$", shown[130])
+    whole = r"━+ 128/128 iteration .* 18,400 tokens/s, 31% of the peak  0:\d\d gone, 0:\d\d left$"
+    assert re.search(whole, shown[147])
 
 
 def test_a_phase_forgets_the_size_of_the_one_before() -> None:

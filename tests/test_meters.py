@@ -46,6 +46,15 @@ def test_what_is_added_later_in_place_is_not_in_the_sum() -> None:
     assert meters.read() == {"x": 2.0}
 
 
+def test_a_ratio_is_of_sums_and_left_out_where_nothing_was_counted() -> None:
+    meters = Meters()
+    meters.divide(kl=torch.tensor([1.0, 2.0]), nothing=torch.zeros(2))
+    meters.divide(kl=torch.tensor([5.0, 1.0]), nothing=torch.zeros(2))
+    meters.add(loss=torch.tensor(4.0))
+    assert meters.read() == {"loss": 4.0, "kl": 2.0}
+    assert meters.read() == {}
+
+
 class Pair(Ranks):
     """The other rank has read these."""
 
@@ -57,8 +66,9 @@ class Pair(Ranks):
 def test_over_ranks_means_are_averaged_and_counts_summed(rank: int, steps: int | None) -> None:
     meters = Meters(Pair(rank, 2))
     meters.add(1.5, loss=torch.tensor(1.0))
+    meters.divide(theirs=torch.tensor([6.0, 6.0]), nothing=torch.zeros(2))
     meters.count(tokens=4)
     meters.count_once(steps=2)
     row = meters.read()
     assert row.pop("steps", None) == steps, "what all do together is the first rank's to count"
-    assert row == {"tokens": 9, "loss": 1.5, "theirs": 7.0}, "1.5 times 1 and half of 3, over 2"
+    assert row == {"tokens": 9, "loss": 1.5, "theirs": 2.5}, "(1.5 x 1 + .5 x 3) / 2, (6 + 2 x 7) / 8"

@@ -31,9 +31,10 @@ from archer_fast.config import (
     PPOConfig,
     RolloutConfig,
 )
+from archer_fast.devices import DEVICES, Device
 from archer_fast.meters import Meters
 from archer_fast.model_costs import LiveMemory, ModelCosts, PassCosts, count
-from archer_fast.plan import DEVICES, Device, Plan, game_shape, make_plan
+from archer_fast.plan import Plan, game_shape, make_plan
 from archer_fast.rollout.embedded import EmbeddedEngine
 from archer_fast.trajectory import Trajectory, Turn
 from archer_fast.turn_features import FeatureLayout

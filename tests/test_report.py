@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from archer_fast.config import Config
-from archer_fast.report import Metrics, build_report, draw_curves
+from archer_fast.report import build_report
+from archer_fast.run_curves import Metrics, draw_curves
 from archer_fast.run_folder import RunFolder
 
 ROWS = [
@@ -46,10 +47,18 @@ ROWS = [
             "tokens_per_second_actor": 3000.0,
             "deduplication": 6.5,
             "deduplication_actor": 7.5,
-            "staleness_p10": 0.0,
-            "staleness_p50": 8.0,
-            "staleness_p90": 56.0,
+            "tflop_per_second": 0.3,
+            "tflop_per_second_rollout": 0.25,
+            "tflop_per_second_actor": 1.5,
+            "utilisation": 0.03,
+            "utilisation_rollout": 0.025,
+            "utilisation_actor": 0.15 * i,
+            "staleness_share_0": 1.0 if i == 1 else 0.25,
+            **({"staleness_share_1": 0.0, "staleness_share_2": 0.75} if i == 2 else {}),
             "mismatch_kl": 1e-6,
+            "mismatch_kl_turn_0": 1e-6,
+            "mismatch_kl_turn_1": 2e-6,
+            "mismatch_kl_turn_2": 3e-6 if i == 2 else math.nan,
         }
         for i in (1, 2)
     ),
@@ -127,12 +136,18 @@ def test_a_finished_run(tmp_path: Path) -> None:
         "games won": "62%",
         "games played": "200",
         "tokens/s": "857",
+        "utilisation": "3.0%",
         "time of training": "0:07",
     }
     assert page.words[page.words.index("Time by phase") + 1 :][:3] == [
         "rollout: 2.0 s (29 %)",
         "critic: 4.0 s (57 %)",
         "actor: 1.0 s (14 %)",
+    ]
+    assert page.words[page.words.index("Work by phase") + 1 :][:12] == [
+        *("phase", "TFLOP", "TFLOP/s", "utilisation"),
+        *("rollout", "0.5", "0.25", "2.5%"),
+        *("actor", "1.5", "1.5", "22.5%"),
     ]
     assert page.words[page.words.index("Tokens") + 1 :][:2] == [
         "useful (sampled actions): 1,500 (25 %)",
@@ -160,7 +175,7 @@ def test_a_run_that_has_hardly_begun(tmp_path: Path, rows: list[dict[str, float]
     folder = make_run(tmp_path, rows)
     build_report(folder)
     words = Page(folder.report.read_text()).words
-    assert words.count("Nothing yet.") == 2, "no time and no tokens"
+    assert words.count("Nothing yet.") == 2 and "No FLOPs were counted." in words, "no time and no tokens"
     assert ("0 iterations, not finished yet" if rows else "no iteration yet, not finished yet") in words
     assert folder.curves.stat().st_size > 10_000
 
@@ -173,22 +188,36 @@ def test_curves_are_drawn_and_every_panel_says_what_it_is(monkeypatch: pytest.Mo
     savefig = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), savefig(self, *a, **k))[1])
     image = imread(io.BytesIO(draw_curves(Metrics(ROWS))), format="png")
-    assert image.shape == (2387, 1210, 4)
+    assert image.shape == (2728, 1210, 4)
     red = np.all(np.abs(image[..., :3] - np.array([0xE1, 0x57, 0x59]) / 255) < 0.02, axis=-1)
     assert red.sum() > 200, "the evaluations are seen"
     panels = {panel.get_title(): panel for panel in figures[0].axes}
-    assert len(panels) == 14 and all(panel.get_xlabel() == "games" for panel in panels.values())
+    assert len(panels) == 16 and all(panel.get_xlabel() == "games" for panel in panels.values())
     lines = {line.get_label(): line for panel in panels.values() for line in panel.get_lines()}
     assert lines["rollouts"].get_xydata().tolist() == [[100, pytest.approx(0.1)], [200, pytest.approx(0.2)]]
     assert lines["processed"].get_ydata().tolist() == [0.003, 0.006]
-    assert lines["median"].get_ydata().tolist() == [8.0, 8.0]
-    assert lines["actor"].get_ydata().tolist() == [3000.0, 3000.0]
+    by_title = {title: {x.get_label(): [*x.get_ydata()] for x in p.get_lines()} for title, p in panels.items()}
+    assert by_title["tokens a second, by phase"]["actor"] == [3000.0, 3000.0]
+    assert by_title["TFLOP/s, by phase"] == {"rollout": [0.25, 0.25], "actor": [1.5, 1.5]}
+    used = by_title["utilisation: share of the devices' peak FLOP/s, by phase"]
+    assert used == {"rollout": [0.025] * 2, "actor": [0.15, 0.3], "the whole iteration": [0.03] * 2}
+    assert by_title["KL(sampler || trainer) at equal weights, nats an action"] == {
+        "turn 0": [1e-6, 1e-6],
+        "turn 1": [2e-6, 2e-6],
+        "turn 2 and later": [3e-6],
+        "all turns": [1e-6, 1e-6],
+    }
+    ages = panels["age of the replay's turns, optimizer steps of the actor"].collections
+    assert [age.get_label() for age in ages] == ["0", "1", "2 to 3"]
+    tops = [float(age.get_paths()[0].vertices[:, 1].max()) for age in ages]
+    assert tops == [1.0, 1.0, 1.0] and float(ages[2].get_paths()[0].vertices[:, 1].min()) == 0.25
     low, high = panels["critic: explained variance of its targets"].get_ylim()
     assert (low, high) == pytest.approx((-0.52, 1.02))
     assert not any(text.get_text() == "nothing yet" for panel in panels.values() for text in panel.texts)
     draw_curves(Metrics(ROWS[:1]))
     said = {p.get_title(): [t.get_text() for t in p.texts] for p in figures[1].axes}
     assert said["seconds an iteration, by phase"] == ["nothing yet"] and said["return of a game"] == []
+    assert said["utilisation: share of the devices' peak FLOP/s, by phase"] == ["the device's peak is not known"]
 
 
 def test_without_matplotlib_the_page_comes_without_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

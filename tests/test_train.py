@@ -12,10 +12,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ import torch
 from saved_buffers import assert_same_state, reseal_manifest, state_of
 from torch import Tensor
 
-from archer_fast import _C
+from archer_fast import _C, flop_meter
 from archer_fast.algorithms import archer
 from archer_fast.algorithms.archer import Archer
 from archer_fast.attention import PackedLayout, TreeLayout
@@ -51,16 +52,20 @@ from archer_fast.envs.guess_number import GuessNumber, vocabulary
 from archer_fast.envs.guess_number_players import RandomNumberPlayer
 from archer_fast.envs.task_spec import TaskSpec
 from archer_fast.evaluation import EVALUATION_SEED
+from archer_fast.flop_meter import FlopMeter
 from archer_fast.loggers import read_rows
+from archer_fast.meters import Meters
+from archer_fast.model_costs import TrunkFlops
 from archer_fast.ops import CriticLoss
 from archer_fast.optim import NonFiniteLoss
 from archer_fast.packing import PackedArrays, assert_invariants
+from archer_fast.ranks import Ranks
 from archer_fast.rollout.interact import TooManyDroppedGames
 from archer_fast.run_folder import RunFolder
 from archer_fast.run_state import RunState
 from archer_fast.segment_manifest import read_manifest
 from archer_fast.tiny_model import TinyModel
-from archer_fast.train import Interrupted, StopRequest, iterate, train
+from archer_fast.train import Clock, Interrupted, StopRequest, iterate, train
 from archer_fast.trajectory import Trajectory
 from archer_fast.watcher import SilentWatcher
 
@@ -128,8 +133,22 @@ def test_a_run_leaves_its_files(whole_run: Path) -> None:
     assert ["tokens_per_second_actor" in row for row in trained] == [False, True, True, True]
     assert all(abs(row["mismatch_kl"]) < 1e-5 < row["deduplication_actor"] for row in trained[1:])
     # Games of iterations 1 to 4 were played before the actor's 0th, 0th, 2nd and 4th step, and all are in the replay.
-    assert trained[0]["staleness_p90"] == 0 and trained[1]["staleness_p50"] == 2
-    assert (trained[3]["staleness_p10"], trained[3]["staleness_p90"]) == (2, 6)
+    ages = [{name: row[name] for name in row if name.startswith("staleness")} for row in trained]
+    assert ages[0] == {"staleness_share_0": 1}
+    assert ages[1] == {"staleness_share_0": 0, "staleness_share_1": 0, "staleness_share_2": 1}
+    assert list(ages[3]) == [f"staleness_share_{first}" for first in (0, 1, 2, 4)]
+    young, old = ages[3]["staleness_share_2"], ages[3]["staleness_share_4"]
+    assert 0 < young < old and young + old == pytest.approx(1), "2 steps old, and 4 or 6"
+    for row in trained[1:]:
+        by_turn = {name: kl for name, kl in row.items() if name.startswith("mismatch_kl_turn_")}
+        assert "mismatch_kl_turn_0" in by_turn and all(abs(kl) < 1e-5 for kl in by_turn.values())
+    for row in trained:
+        assert row["tflop_per_second"] > 0 and "utilisation" not in row, "nobody knows the peak of a CPU"
+        phases = [name.rpartition("_")[2] for name in row if name.startswith("tflop_per_second_")]
+        assert phases[:2] == ["rollout", "critic"] and ("actor" in phases) == ("actor_loss" in row)
+        done = sum(row[f"tflop_per_second_{phase}"] * row[f"seconds_{phase}"] for phase in phases)
+        total = sum(row[f"seconds_{phase}"] for phase in ("rollout", "critic", "actor", "other"))
+        assert row["tflop_per_second"] == pytest.approx(done / total, rel=0.02)
     assert ["eval_return" in row for row in rows] == [True, False, True, False, False, True]
     summary = json.loads(folder.summary.read_text())
     assert summary["games"] == 32
@@ -143,6 +162,60 @@ def test_a_run_leaves_its_files(whole_run: Path) -> None:
         assert (policy / "model.safetensors").is_file()
     for games in (folder.games_before, folder.games_after):
         assert games.read_text().count("Guess 1 to 8.\n") == games.read_text().count("[return ") == 5
+
+
+def test_a_model_whose_passes_cannot_be_counted_trains_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> TrunkFlops:
+        raise ValueError("no pass runs through this llama: no kernel")
+
+    monkeypatch.setattr(flop_meter, "trunk_flops", refuse)
+    listener = Listener()
+    run(tiny_config(tmp_path, iterations=1), listener)
+    assert "FLOPs are not counted: no pass runs through this llama: no kernel" in listener.messages
+    row = read_rows(tmp_path / "metrics.jsonl")[1]
+    assert row["tokens_per_second"] > 0 and not any("tflop" in name for name in row)
+
+
+class Pair(Ranks):
+    """The other rank, as fast, has done this; its device's peak is `theirs`."""
+
+    theirs: ClassVar[float | None] = 3e12
+
+    def gather(self, mine: Any) -> list[Any]:
+        return [mine, ({"rollout": 50.0}, {"rollout": 2e12}, self.theirs)]
+
+
+@pytest.mark.parametrize("theirs", [3e12, None])
+def test_rates_of_a_phase_are_of_all_ranks(theirs: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    monkeypatch.setattr(Pair, "theirs", theirs)
+
+    class Flops:
+        so_far = 7e12  # what was computed before the run began
+
+        def total(self) -> float:
+            return self.so_far
+
+    meters, flops = Meters(Pair(0, 2)), Flops()
+    clock = Clock(meters, cast(FlopMeter, flops), 1e12)
+    with clock("rollout"):
+        now, flops.so_far = 4.0, 11e12
+        meters.count(processed_tokens=30)
+    flops.so_far = 99e12  # between phases: nobody's
+    with clock("other"):
+        now = 6.0
+    row = clock.read()
+    assert row == {
+        "seconds_rollout": 4.0,
+        "seconds_other": 2.0,
+        "tokens_per_second_rollout": 20.0,
+        "tokens_per_second": pytest.approx(80 / 6),
+        "tflop_per_second_rollout": 1.5,
+        "tflop_per_second": 1.0,
+    } | ({} if theirs is None else {"utilisation_rollout": 1.5 / 4, "utilisation": 0.25})
 
 
 def test_a_run_uses_the_cpp_buffer_and_packed_passes_and_says_so(

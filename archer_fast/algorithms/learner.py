@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from archer_fast.actor import ActorLoss, ScoredActions, accumulated_actor_loss, count_scored
+from archer_fast.actor import TURN_BINS, ActorLoss, ScoredActions, accumulated_actor_loss, count_scored
 from archer_fast.backbone import Backbone
 from archer_fast.batch import PackedBatch
 from archer_fast.buffer import TrajectoryBuffer
 from archer_fast.config import Config, PolicyLoss, UpdateConfig
 from archer_fast.critic import GameFeatures, read_games
 from archer_fast.device_staging import DeviceStaging
+from archer_fast.doubling_bins import first_of
 from archer_fast.meters import Meters
 from archer_fast.optim import GuardedStep
 from archer_fast.packing import Int64, pack_trajectories
@@ -153,10 +154,16 @@ class Learner:
             **more,
         )
         parts = torch.stack([out.policy_loss, out.entropy, out.clip_fraction, out.moved])
-        out = ActorLoss(out.loss, *self.ranks.sum(parts))
+        together = self.ranks.sum(torch.cat([parts, out.moved_by_turn.flatten()]))
+        policy_loss, entropy, clip_fraction, moved = together[: len(parts)]
+        moved_by_turn = together[len(parts) :].view_as(out.moved_by_turn)
+        out = ActorLoss(out.loss, policy_loss, entropy, clip_fraction, moved, moved_by_turn)
         meters.add(actor_loss=out.policy_loss, actor_entropy=out.entropy)
         if self.samples_are_own and not self._has_stepped:
-            meters.add(mismatch_kl=out.moved)  # the weights are those that sampled: what is left is the engine's own
+            # The weights are those that sampled: what is left is the engine's own.
+            meters.add(mismatch_kl=out.moved)
+            by_turn = zip(range(TURN_BINS), moved_by_turn.unbind(1), strict=True)
+            meters.divide(**{f"mismatch_kl_turn_{first_of(index)}": sums for index, sums in by_turn})
         self._has_stepped = True
         if kind == "ppo_clip":
             meters.add(clip_fraction=out.clip_fraction)

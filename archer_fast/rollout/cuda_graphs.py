@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,9 +58,16 @@ class GraphedPasses:
         return num_tokens <= SIZES[-1] and end <= self.cache.capacity and not self._is_impossible
 
     def __call__(
-        self, ids: npt.NDArray[np.int64], positions: npt.NDArray[np.int64], slot_ids: npt.NDArray[np.int64]
+        self,
+        ids: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+        slot_ids: npt.NDArray[np.int64],
+        num_pairs: int,
     ) -> Tensor:
-        """Token ids, positions and slots [T] -> hidden states [T, H], which the next call writes over."""
+        """Token ids, positions and slots [T] -> hidden states [T, H], which the next call writes over.
+
+        num_pairs: of a token and a key that it sees, what the pass is counted by.
+        """
         if self.cache.capacity != self._capacity:
             self._forget()
             self._capacity = self.cache.capacity
@@ -75,15 +83,20 @@ class GraphedPasses:
             except RuntimeError as error:
                 self._is_impossible = True
                 logger.warning("CUDA graphs: this model's pass cannot be captured, it goes kernel by kernel: %s", error)
-                self._run(size)
-                return self._hidden.pop(size)[:num_tokens]
+                self._graphs[size] = lambda: self._run(size)
         self._graphs[size]()
+        counts = self._backbone.counts.read
+        counts.tokens += num_tokens
+        counts.pairs += num_pairs
         return self._hidden[size][:num_tokens]
 
     def _run(self, size: int) -> None:
         ids, positions, slot_ids = self._inputs[:, :size]
-        layout = TokenPass(self.cache, slot_ids, positions, self._capacity)
-        self._hidden[size] = self._backbone(ids, positions, layout)
+        before = replace(self._backbone.counts.read)
+        self._hidden[size] = self._backbone(
+            ids, positions, TokenPass(self.cache, slot_ids, positions, self._capacity, 0)
+        )
+        self._backbone.counts.read = before  # whoever calls counts what is nobody's filling
 
     def _capture(self, size: int) -> Replay:
         """A first run outside compiles kernels and lets libraries allocate what they keep."""

@@ -96,12 +96,13 @@ class EmbeddedEngine:
         positions = self._length[slot_ids] + rank
         ids = np.concatenate([self._new[s] for s in slots])
         device, end = self.backbone.device, int(positions.max()) + 1
+        num_pairs = int(positions.sum()) + positions.size
         if self._graphs is not None and self._graphs.takes(ids.size, end):
-            hidden = self._graphs(ids, positions, slot_ids)
+            hidden = self._graphs(ids, positions, slot_ids, num_pairs)
         else:
             moved = (torch.from_numpy(x).to(device) for x in (slot_ids, rank, positions, ids))
             slot_t, rank_t, position_t, ids_t = moved
-            layout = self._cache.pass_over(slot_t, position_t, rank_t, int(counts.max()), end)
+            layout = self._cache.pass_over(slot_t, position_t, rank_t, int(counts.max()), end, num_pairs)
             hidden = self.backbone(ids_t, position_t, layout)
         tokens, logprobs = self._sample(hidden[torch.from_numpy(last).to(device)])
         self.num_forward_tokens += ids.size
@@ -123,6 +124,7 @@ class EmbeddedEngine:
 
     def _sample(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """hidden [n, H] -> token ids [n] and their log-probs [n] under the sampler, float32."""
+        self.backbone.counts.read.rows += hidden.shape[0]
         logits = (hidden @ self.backbone.lm_head_weight.T).float() / self.temperature
         logprobs = logits.log_softmax(-1)
         if self.greedy:
@@ -175,7 +177,11 @@ class EmbeddedEngine:
             predicting = self.backbone(ids[alive, step], position[alive] + 1 + step, cache)
             cache.step += 1
             self.num_forward_tokens += alive.numel()
-        width = max([1, *lengths.tolist()])
+        passed = (lengths - 1).clamp(min=0)  # of each branch's tokens: its last one is sampled alone
+        pairs = (passed * (position + 1) + passed * (passed + 1) // 2).sum()
+        *sizes, num_pairs = torch.cat([lengths, pairs[None]]).tolist()
+        self.backbone.counts.read.pairs += num_pairs
+        width = max([1, *sizes])
         return Alternatives(
             action_ids=ids[:, :width].int().view(games, rows, width),
             logprobs=recorded_logprobs[:, :width].view(games, rows, width),

@@ -29,16 +29,19 @@ class SlotCache:
         """Tokens a game for which there is room without another allocation."""
         return self._capacity_of(-1) if self._keys[-1] is not None else 0
 
-    def pass_over(self, slot_ids: Tensor, position_ids: Tensor, rank: Tensor, width: int, end: int) -> Layout:
+    def pass_over(
+        self, slot_ids: Tensor, position_ids: Tensor, rank: Tensor, width: int, end: int, num_pairs: int
+    ) -> Layout:
         """The layout of one pass: token i goes to `position_ids[i]` of game `slot_ids[i]`.
 
-        rank: [T] int64, the token's place among its game's new tokens, < width; end: 1 + largest position.
+        rank: [T] int64, the token's place among its game's new tokens, < width; end: 1 + largest position;
+        num_pairs: the sum of 1 + position.
         """
         if end > self.max_tokens:
             raise ValueError(f"a game of {end} tokens does not fit the cache of max_tokens={self.max_tokens}")
         if slot_ids.is_cuda:
-            return TokenPass(self, slot_ids, position_ids, end)
-        return _SlotPass(self, slot_ids, position_ids, rank, width, end)
+            return TokenPass(self, slot_ids, position_ids, end, num_pairs)
+        return _SlotPass(self, slot_ids, position_ids, rank, width, end, num_pairs)
 
     def write(self, layer: int, slot_ids: Tensor, position_ids: Tensor, key: Tensor, value: Tensor, end: int) -> None:
         if self._keys[layer] is None or end > self._capacity_of(layer):
@@ -76,8 +79,9 @@ class SlotCache:
 class TokenPass:
     """One packed pass over the new tokens of some games, each attending to its own row by the kernel for tokens."""
 
-    def __init__(self, cache: SlotCache, slot_ids: Tensor, position_ids: Tensor, end: int) -> None:
+    def __init__(self, cache: SlotCache, slot_ids: Tensor, position_ids: Tensor, end: int, num_pairs: int) -> None:
         self.cache, self.slot_ids, self.position_ids, self.end = cache, slot_ids, position_ids, end
+        self.num_pairs = num_pairs
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         _check_window(window, self.end)
@@ -94,10 +98,17 @@ class _SlotPass:
     WIDE = 8
 
     def __init__(
-        self, cache: SlotCache, slot_ids: Tensor, position_ids: Tensor, rank: Tensor, width: int, end: int
+        self,
+        cache: SlotCache,
+        slot_ids: Tensor,
+        position_ids: Tensor,
+        rank: Tensor,
+        width: int,
+        end: int,
+        num_pairs: int,
     ) -> None:
         self.cache, self.slot_ids, self.position_ids, self.end = cache, slot_ids, position_ids, end
-        self.rank = rank
+        self.rank, self.num_pairs = rank, num_pairs
         self._groups: list[tuple[Tensor | None, Tensor | None, Tensor, Tensor, int]] = []
         if width <= self.WIDE:
             self._add_group(None, None, slot_ids, cache.num_slots, width)
@@ -171,6 +182,7 @@ class RecordingLayout:
 
     def __init__(self, packed: PackedLayout) -> None:
         self.packed = packed
+        self.num_pairs = packed.num_pairs
         self.keys: list[Tensor] = []  # each [T, g, d]
         self.values: list[Tensor] = []
 
@@ -189,6 +201,8 @@ class BranchCache:
 
     A pass has a token of each branch that goes on; attention alone sees them on a grid [B, R] of games and branches.
     """
+
+    num_pairs = 0  # where the branches begin the device knows: `sample_alternatives` counts them when all have ended
 
     def __init__(
         self,
