@@ -14,8 +14,9 @@ from archer_fast.model_costs import GameShape, ModelCosts
 from archer_fast.workload import Workload
 
 _FLOAT = 4  # bytes
-# A GPU op on the vocabulary holds one chunk of logits and their gradient (ops.lm_head.CHUNK_BYTES).
-_LOGITS_CHUNK = 3 << 30
+# A GPU op on the vocabulary holds one chunk of logits in float32, and their gradient over it: ops.lm_head.CHUNK_BYTES
+# where the matrix is frozen, CHUNK_BYTES_WITH_WEIGHT where it trains.
+_LOGITS_CHUNK, _LOGITS_CHUNK_WITH_WEIGHT = 1 << 30, 3 << 30
 # Of the embedded engine's sampling: logits in two dtypes, log-probs, probabilities and their sums in float64.
 _SAMPLING_BYTES = 4 + 4 + 8 + 8
 
@@ -163,10 +164,12 @@ class _Work:
     def vocabulary(self) -> float:
         """The chunk of logits, and where the matrix trains what is summed over chunks."""
         c = self.costs
-        vocabulary = min(_LOGITS_CHUNK, 1.5 * _FLOAT * c.vocab_size * self._scored * self.step_games)
-        if not c.adapted:  # the sum of the weight's gradient over the chunks is kept in float32
-            vocabulary += _FLOAT * c.vocab_size * c.hidden_size
-        return vocabulary
+        logits = _FLOAT * c.vocab_size * self._scored * self.step_games
+        if c.adapted:
+            return min(_LOGITS_CHUNK, logits)
+        # A sum of the weight's gradient over several chunks is kept in float32.
+        itemsize = c.itemsize if logits <= _LOGITS_CHUNK_WITH_WEIGHT else _FLOAT
+        return min(_LOGITS_CHUNK_WITH_WEIGHT, logits) + itemsize * c.vocab_size * c.hidden_size
 
     @property
     def sampling(self) -> float:

@@ -89,8 +89,9 @@ ARROWS: dict[str, set[str]] = {
     "critic": {"adapted_backbone", "backbone", "batch", "config", "ops"},
     "turn_features": {"backbone", "buffer_records", "critic", "staging"},
     "device_staging": {"staging"},
-    "rollout.kv_cache": {"attention"},
-    "rollout.embedded": {"backbone", "batch", "rollout.interact", "rollout.kv_cache"},
+    "rollout.kv_cache": {"attention", "ops"},
+    "rollout.cuda_graphs": {"backbone", "rollout.kv_cache"},
+    "rollout.embedded": {"backbone", "batch", "rollout.cuda_graphs", "rollout.interact", "rollout.kv_cache"},
     "rollout.best_of": {"batch", "packing", "rollout.embedded", "rollout.interact", "trajectory"},
     "algorithms": {
         "actor",

@@ -316,10 +316,10 @@ def test_the_sums_of_one_iteration() -> None:
     assert actor.flops == 2 * (8 * 160 * (1 + 1 + 3) + 8 * 90 * head * (3 + 1) + 8 * 60 * head)
     assert actor.bytes == 2 * 2000 * (3 + 1 + 1 + 5), "forward, backward twice, the start policy, prefill, 5 tokens"
     assert rollout.memory == 16 * (8 * 128 + 10 * (2 + 24)), "rows of keys and values grow by doubling"
-    assert plan.vocabulary == 1.5 * 4 * 10 * 90 * 8 + 4 * 10 * 5, "logits, and the float32 sum of the matrix' gradient"
+    assert plan.vocabulary == 4 * 10 * 90 * 8 + 2 * 10 * 5, "logits in one chunk, and the matrix' gradient"
     adapted = make_plan(replace(ROUND, adapted=True), config_of(), WORK)
     assert actor.flops - adapted.phases[-1].flops == 2 * 8 * 90 * head, "the matrix has no gradient"
-    assert adapted.vocabulary == plan.vocabulary - 4 * 10 * 5
+    assert adapted.vocabulary == plan.vocabulary - 2 * 10 * 5
     tokens = plan.savings[0]
     assert (tokens.ours, tokens.original, tokens.unit) == (100, sum([15, 30, 45, 60, 75, 90]), "tokens")
     copies = plan.savings[2]
