@@ -35,7 +35,8 @@ from archer_fast.loggers import Loggers, check_installed
 from archer_fast.meters import Meters
 from archer_fast.ranks import ALONE, Ranks, local_device
 from archer_fast.rollout.best_of import BestOfEngine
-from archer_fast.rollout.embedded import EmbeddedEngine
+from archer_fast.rollout.engines import Engines, check_engine
+from archer_fast.rollout.policy_engine import PolicyEngine
 from archer_fast.rollout.shared import play_shared
 from archer_fast.run_folder import RunFolder, read_json, write_json, write_text
 from archer_fast.start_policy import start_policy
@@ -65,7 +66,8 @@ class RunState:
         self.actor.requires_grad_(True)
         self.spec = registry.get(config.task.name)
         self.generator = torch.Generator(actor.device).manual_seed(config.seed)
-        self.engine = EmbeddedEngine(
+        self.engines = Engines(config.rollout, actor, folder.start)
+        self.engine = self.engines.make(
             actor,
             stop_token_id,
             num_slots=config.rollout.num_slots,
@@ -95,6 +97,7 @@ class RunState:
         """A new run, or with `config.resume` the one in `folder`, exactly where its last checkpoint left it."""
         check_installed(config.log)
         check_ranks(config, ranks)
+        check_engine(config.rollout, ranks.size)
         device = local_device(choose_device(config.model.device))
         found = list_checkpoints(folder.checkpoints) if config.resume else []
         ranks.check_alike("checkpoints in the folder of the run", [path.name for path in found])
@@ -185,6 +188,7 @@ class RunState:
         if self.ranks.size > 1:
             say(f"{self.ranks.size} ranks: games, passes and sampling are shared, gradients summed")
         say(f"device {self.actor.device}, {torch.get_num_threads()} threads, attention {self.actor.attention_impl}")
+        say(f"rollouts by the engine {self.config.rollout.engine}")
         if self.config.algorithm == "archer":
             say(
                 f"critic trunk {self.config.critic.trunk}, V target {self.config.critic.value_target}, "
@@ -353,6 +357,7 @@ class RunState:
             seed=2 * self.config.seed + final,
             greedy=greedy,
             player=(lambda engine: engine) if alone else self._player,
+            make_engine=self.engines.make,
             on_game=lambda game: self.watcher.advance(),
             on_call=self.watcher.calling,
             ranks=self.ranks,
@@ -361,7 +366,7 @@ class RunState:
             evaluation.kl = self.learner.kl_to_start(evaluation.trajectories)
         return evaluation
 
-    def _player(self, engine: EmbeddedEngine) -> EmbeddedEngine | BestOfEngine:
+    def _player(self, engine: PolicyEngine) -> PolicyEngine | BestOfEngine:
         """What plays: the engine, or the critic's choice among its actions."""
         if self.config.rollout.best_of == 1:
             return engine

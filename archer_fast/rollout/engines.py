@@ -1,0 +1,43 @@
+"""The engines of a run, by what `rollout.engine` says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from archer_fast.backbone import Backbone
+from archer_fast.config import RolloutConfig
+from archer_fast.rollout.embedded import EmbeddedEngine
+from archer_fast.rollout.policy_engine import PolicyEngine
+from archer_fast.rollout.sampler_engine import SamplerEngine
+from archer_fast.rollout.token_sampler import TokenSampler
+from archer_fast.rollout.vllm_sampler import VllmSampler, check_installed
+
+
+class Engines:
+    """Makes engines for one policy. With vLLM all of them share one copy of it, so one at a time plays."""
+
+    def __init__(self, config: RolloutConfig, policy: Backbone, folder: Path) -> None:
+        """folder: where the policy, of adapters their base, was saved."""
+        self.sampler: TokenSampler | None = None
+        if config.engine == "vllm":
+            self.sampler = VllmSampler(config.vllm, policy, folder)
+
+    def make(self, policy: Backbone, stop_token_id: int, **options: Any) -> PolicyEngine:
+        """An engine that acts by `policy`; options: those of `EmbeddedEngine`."""
+        if self.sampler is None:
+            return EmbeddedEngine(policy, stop_token_id, **options)
+        return SamplerEngine(self.sampler, policy, stop_token_id, **options)
+
+    def close(self) -> None:
+        """Give back what a sampler holds."""
+        if self.sampler is not None:
+            self.sampler.close()
+
+
+def check_engine(config: RolloutConfig, num_ranks: int) -> None:
+    """ValueError where this engine cannot run here, before anything has been computed."""
+    if config.engine == "vllm":
+        if num_ranks > 1:
+            raise ValueError(f"rollout.engine: wanted 'embedded' for {num_ranks} ranks, got 'vllm'")
+        check_installed()
