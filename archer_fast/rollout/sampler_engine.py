@@ -103,13 +103,15 @@ class SamplerEngine:
             for row, turn in enumerate(turns):
                 if turn >= 0:
                     branches.setdefault(turn, []).append((game, row))
-        places = {
-            self._submit(input_ids[first[at[0][0]] : state[turn] + 1], len(at)): at for turn, at in branches.items()
-        }
+        places = {}
+        for turn, at in branches.items():
+            game = at[0][0]
+            places[self._submit(input_ids[first[game] : state[turn] + 1], 1 if self.greedy else len(at))] = at
         found: dict[tuple[int, int], Sample] = {}
         while places:
             for request_id, samples in self.sampler.poll():
-                found.update(zip(places.pop(request_id), samples, strict=True))
+                at = places.pop(request_id)
+                found.update(zip(at, samples * len(at) if self.greedy else samples, strict=True))
         width = max([1, *(len(sample.ids) for sample in found.values())])
         ids = np.full((games, rows, width), self.stop_token_id, np.int32)
         logprobs, lengths = np.zeros((games, rows, width), np.float32), np.zeros((games, rows), np.int64)

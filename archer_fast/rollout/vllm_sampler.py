@@ -38,7 +38,10 @@ class VllmSampler:
         vLLM refuses the model or the settings."""
         check_installed()
         if torch.distributed.is_initialized():
-            raise ValueError("rollout.engine: wanted 'embedded' under torchrun, got 'vllm'")
+            raise ValueError(
+                "rollout.engine: 'vllm' uses torch.distributed for itself; wanted no torchrun and no other vLLM in "
+                "this process"
+            )
         self.max_tokens = min(config.max_model_len or backbone.max_positions, backbone.max_positions)
         self.num_forward_tokens = 0
         self._num_requests = 0
@@ -46,7 +49,6 @@ class VllmSampler:
         self._version = ""
         self._samples: dict[str, dict[int, Sample]] = {}  # of requests that wait for more of them
         self._adapter: Any = None  # request of the adapter that acts
-        self._folder = tempfile.TemporaryDirectory(prefix="archer-fast-adapter-", dir=_fastest_folder())
         options: dict[str, Any]
         if isinstance(backbone, AdaptedBackbone):
             rank = backbone.peft_config.r
@@ -70,6 +72,7 @@ class VllmSampler:
             try:
                 self._llm = vllm.LLM(
                     str(folder),
+                    skip_tokenizer_init=True,  # tokens in, tokens out
                     dtype=str(backbone.lm_head_weight.dtype).removeprefix("torch."),
                     # Of the very distribution that was sampled from, so after the temperature.
                     logprobs_mode="processed_logprobs",
@@ -87,6 +90,7 @@ class VllmSampler:
             except (ValueError, RuntimeError, OSError) as error:
                 raise ValueError(f"rollout.engine: vLLM refuses {str(folder)!r}: {_first_line(error)}") from error
         self._engine = self._llm.llm_engine
+        self._folder = tempfile.TemporaryDirectory(prefix="archer-fast-adapter-", dir=_fastest_folder())
 
     def load(self, backbone: Backbone) -> None:
         """Take over the weights of `backbone` where they are not those that are held. SamplerError where what is then
