@@ -103,15 +103,15 @@ class SamplerEngine:
             for row, turn in enumerate(turns):
                 if turn >= 0:
                     branches.setdefault(turn, []).append((game, row))
-        places = {}
-        for turn, at in branches.items():
-            game = at[0][0]
-            places[self._submit(input_ids[first[game] : state[turn] + 1], 1 if self.greedy else len(at))] = at
+        places: dict[int, list[tuple[int, int]]] = {}  # of a request
+        for turn, wanted in branches.items():
+            prompt_ids = input_ids[first[wanted[0][0]] : state[turn] + 1]
+            places[self._submit(prompt_ids, 1 if self.greedy else len(wanted))] = wanted
         found: dict[tuple[int, int], Sample] = {}
         while places:
             for request_id, samples in self.sampler.poll():
-                at = places.pop(request_id)
-                found.update(zip(at, samples * len(at) if self.greedy else samples, strict=True))
+                wanted = places.pop(request_id)
+                found.update(zip(wanted, samples * len(wanted) if self.greedy else samples, strict=True))
         width = max([1, *(len(sample.ids) for sample in found.values())])
         ids = np.full((games, rows, width), self.stop_token_id, np.int32)
         logprobs, lengths = np.zeros((games, rows, width), np.float32), np.zeros((games, rows), np.int64)
