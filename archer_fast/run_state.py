@@ -66,7 +66,7 @@ class RunState:
         self.actor.requires_grad_(True)
         self.spec = registry.get(config.task.name)
         self.generator = torch.Generator(actor.device).manual_seed(config.seed)
-        self.engines = Engines(config.rollout, actor, folder.start)
+        self.engines = Engines(config.rollout, actor, folder.start, folder.path / "engine")
         self.engine = self.engines.make(
             actor,
             stop_token_id,

@@ -94,7 +94,23 @@ ARROWS: dict[str, set[str]] = {
     "rollout.token_sampler": {"backbone"},
     "rollout.probe": {"backbone", "rollout.token_sampler"},
     "rollout.sampler_engine": {"backbone", "batch", "rollout.interact", "rollout.token_sampler"},
-    "rollout.vllm_sampler": {"adapted_backbone", "backbone", "config", "rollout.probe", "rollout.token_sampler"},
+    "rollout.vllm_protocol": {"backbone", "rollout.token_sampler"},
+    "rollout.vllm_sampler": {
+        "adapted_backbone",
+        "backbone",
+        "config",
+        "rollout.probe",
+        "rollout.token_sampler",
+        "rollout.vllm_protocol",
+    },
+    "rollout.vllm_server": {
+        "adapted_backbone",
+        "backbone",
+        "config",
+        "rollout.probe",
+        "rollout.token_sampler",
+        "rollout.vllm_protocol",
+    },
     "rollout.engines": {
         "backbone",
         "config",
@@ -103,6 +119,7 @@ ARROWS: dict[str, set[str]] = {
         "rollout.sampler_engine",
         "rollout.token_sampler",
         "rollout.vllm_sampler",
+        "rollout.vllm_server",
     },
     "algorithms": {
         "actor",

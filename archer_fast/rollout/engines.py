@@ -12,15 +12,19 @@ from archer_fast.rollout.policy_engine import PolicyEngine
 from archer_fast.rollout.sampler_engine import SamplerEngine
 from archer_fast.rollout.token_sampler import TokenSampler
 from archer_fast.rollout.vllm_sampler import VllmSampler, check_installed
+from archer_fast.rollout.vllm_server import VllmServer
 
 
 class Engines:
     """Makes engines for one policy. With vLLM all of them share one copy of it, so one at a time plays."""
 
-    def __init__(self, config: RolloutConfig, policy: Backbone, folder: Path) -> None:
-        """folder: where the policy, of adapters their base, was saved."""
+    def __init__(self, config: RolloutConfig, policy: Backbone, folder: Path, exchange: Path) -> None:
+        """folder: where the policy, of adapters their base, was saved; exchange: where weights are handed over to a
+        server, unless the settings name another place."""
         self.sampler: TokenSampler | None = None
-        if config.engine == "vllm":
+        if config.engine == "vllm" and config.vllm.url is not None:
+            self.sampler = VllmServer(config.vllm, policy, Path(config.vllm.exchange or exchange))
+        elif config.engine == "vllm":
             self.sampler = VllmSampler(config.vllm, policy, folder)
 
     def make(self, policy: Backbone, stop_token_id: int, **options: Any) -> PolicyEngine:
@@ -40,4 +44,5 @@ def check_engine(config: RolloutConfig, num_ranks: int) -> None:
     if config.engine == "vllm":
         if num_ranks > 1:
             raise ValueError(f"rollout.engine: wanted 'embedded' for {num_ranks} ranks, got 'vllm'")
-        check_installed()
+        if config.vllm.url is None:
+            check_installed()

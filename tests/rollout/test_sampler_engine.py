@@ -224,7 +224,7 @@ def test_the_probe_allows_for_half_precision(make_lm: Callable[..., Any]) -> Non
 
 
 def test_engines_are_embedded_unless_asked(backbone: Backbone, tmp_path: Any) -> None:
-    engines = Engines(RolloutConfig(), backbone, tmp_path)
+    engines = Engines(RolloutConfig(), backbone, tmp_path, tmp_path)
     assert engines.sampler is None and type(engines.make(backbone, STOP)).__name__ == "EmbeddedEngine"
     engines.close()
 
@@ -244,6 +244,8 @@ def test_vllm_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) ->
         ({"kv_cache_gb": 0}, "kv_cache_gb: wanted more than 0, got 0"),
         ({"kv_cache_gb": float("inf")}, "kv_cache_gb: wanted more than 0, got inf"),
         ({"max_model_len": 1}, "max_model_len: wanted at least 2, got 1"),
+        ({"url": "node7:8000"}, "url: wanted http://HOST:PORT, got 'node7:8000'"),
+        ({"exchange": "/dev/shm/x"}, "exchange: wanted None where no url is given"),
         ({"max_num_seqs": 0}, "max_num_seqs: wanted at least 1, got 0"),
     ],
 )

@@ -220,8 +220,8 @@ def test_weights_that_nobody_changed_are_not_loaded_again(
 ) -> None:
     backbone = policy()
     loads = []
-    named = vllm_sampler._named_weights
-    monkeypatch.setattr(vllm_sampler, "_named_weights", lambda policy: (loads.append(policy), named(policy))[1])
+    named = vllm_sampler.named_weights
+    monkeypatch.setattr(vllm_sampler, "named_weights", lambda policy: (loads.append(policy), named(policy))[1])
     change(backbone, 3)
     for _ in range(3):
         sampler.load(backbone)
@@ -236,9 +236,9 @@ def test_a_copy_that_is_not_the_trainers_is_refused(sampler: VllmSampler, monkey
     backbone = policy()
     sampler.load(backbone)
     change(backbone, 5)
-    named = vllm_sampler._named_weights
+    named = vllm_sampler.named_weights
     monkeypatch.setattr(
-        vllm_sampler, "_named_weights", lambda policy: ((n, w) for n, w in named(policy) if n != "lm_head.weight")
+        vllm_sampler, "named_weights", lambda policy: ((n, w) for n, w in named(policy) if n != "lm_head.weight")
     )
     with pytest.raises(SamplerError, match=r"vLLM and the trainer score the same 31 tokens .* nats a token apart"):
         sampler.load(backbone)
