@@ -59,6 +59,7 @@ class RunState:
         actor: Backbone,
         stop_token_id: int,
         buffer: TrajectoryBuffer,
+        engines: Engines,
         ranks: Ranks = ALONE,
     ) -> None:
         self.config, self.folder, self.watcher, self.ranks = config, folder, watcher, ranks
@@ -66,8 +67,8 @@ class RunState:
         self.actor.requires_grad_(True)
         self.spec = registry.get(config.task.name)
         self.generator = torch.Generator(actor.device).manual_seed(config.seed)
-        self.engines = Engines(config.rollout, actor, folder.start, folder.path / "engine")
-        self.engine = self.engines.make(
+        self.engines = engines
+        self.engine = engines.make(
             actor,
             stop_token_id,
             num_slots=config.rollout.num_slots,
@@ -116,7 +117,9 @@ class RunState:
                 feature_bytes=FeatureLayout.of(start).row_bytes if config.keeps_features else 0,
                 max_feature_memory=config.buffer.max_feature_memory,
             )
-            run = cls(config, folder, watcher, start, _actor(config, folder, start), stop_token_id, buffer, ranks)
+            actor = _actor(config, folder, start)
+            engines = _engines(config, folder, actor)
+            run = cls(config, folder, watcher, start, actor, stop_token_id, buffer, engines, ranks)
         resumed = run.iteration if run.iteration else None
         if ranks.leads:
             run.loggers = Loggers(folder.path, config.log, config=to_dict(config), resumed=resumed)
@@ -147,8 +150,9 @@ class RunState:
             buffer = TrajectoryBuffer.load(checkpoint.buffer, max_feature_memory=config.buffer.max_feature_memory)
         except (OSError, ValueError) as error:
             raise CheckpointError(str(error)) from error
+        engines = _engines(config, folder, actor)
         try:
-            run = cls(config, folder, watcher, start, actor, stop_token_id, buffer, ranks)
+            run = cls(config, folder, watcher, start, actor, stop_token_id, buffer, engines, ranks)
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.buffer}: {error}") from error
         generator = checkpoint.tensors.pop("generator", None)
@@ -405,6 +409,10 @@ def _actor(config: Config, folder: RunFolder, start: Backbone) -> Backbone:
     if config.model.lora.rank:
         return AdaptedBackbone(start, "actor", config.model.lora, seed=config.seed, home=folder.start.absolute())
     return start.frozen_copy()
+
+
+def _engines(config: Config, folder: RunFolder, actor: Backbone) -> Engines:
+    return Engines(config.rollout, actor, folder.start, folder.path / "engine")
 
 
 def check_ranks(config: Config, ranks: Ranks) -> None:

@@ -12,7 +12,7 @@ from archer_fast.rollout.policy_engine import PolicyEngine
 from archer_fast.rollout.sampler_engine import SamplerEngine
 from archer_fast.rollout.token_sampler import TokenSampler
 from archer_fast.rollout.vllm_sampler import VllmSampler, check_installed
-from archer_fast.rollout.vllm_server import VllmServer
+from archer_fast.rollout.vllm_server import VllmServer, check_server
 
 
 class Engines:
@@ -46,3 +46,5 @@ def check_engine(config: RolloutConfig, num_ranks: int) -> None:
             raise ValueError(f"rollout.engine: wanted 'embedded' for {num_ranks} ranks, got 'vllm'")
         if config.vllm.url is None:
             check_installed()
+        else:
+            check_server(config.vllm.url)

@@ -43,23 +43,7 @@ class VllmServer:
         started otherwise than this needs."""
         assert config.url is not None
         self.url, self._exchange = config.url.rstrip("/"), exchange.absolute()
-        # A server among one's own machines: what the environment says of proxies is of the world outside.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            info = self._call("/server_info?config_format=json")
-        except SamplerError as error:
-            raise ValueError(str(error)) from error
-        try:
-            model = info["vllm_config"]["model_config"]
-        except (KeyError, TypeError) as error:
-            wanted = f"rollout.vllm.url: {self.url}: wanted vLLM's settings from /server_info, got {str(info)[:100]}"
-            raise ValueError(wanted) from error
-        if model["logprobs_mode"] != LOGPROBS_MODE:
-            raise ValueError(
-                f"rollout.vllm.url: wanted a server started with --logprobs-mode {LOGPROBS_MODE}, got "
-                f"{model['logprobs_mode']!r}"
-            )
-        self.max_tokens = min(config.max_model_len or backbone.max_positions, int(model["max_model_len"]))
+        self.max_tokens = min(config.max_model_len or backbone.max_positions, check_server(self.url))
         self.num_forward_tokens = 0
         self._adapted = isinstance(backbone, AdaptedBackbone)
         self._fingerprint: int | None = None  # of the weights that are held
@@ -161,26 +145,52 @@ class VllmServer:
             time.sleep(0.05)
 
     def _call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        where = f"rollout.engine: the vLLM server at {self.url}"
-        try:
-            with self._opener.open(request, timeout=_PATIENCE) as reply:
-                text = reply.read()
-        except urllib.error.HTTPError as error:
-            said = " ".join(error.read().decode(errors="replace").split())[:300]
-            hint = ""
-            if error.code in (403, 404):
-                hint = " (it wants vLLM 0.32 or newer, VLLM_SERVER_DEV_MODE=1 and --enable-scale-out; for adapters "
-                hint += "--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1)"
-            raise SamplerError(f"{where} refuses {path.partition('?')[0]}{hint}: {error.code} {said}") from error
-        except (OSError, HTTPException) as error:  # URLError is an OSError; the other is an answer that breaks off
-            raise SamplerError(
-                f"{where} does not answer ({error}); start it again, then --resume goes on from the last checkpoint"
-            ) from error
-        try:
-            found = json.loads(text) if text.startswith(b"{") else {}
-        except ValueError as error:
-            raise SamplerError(f"{where}: wanted JSON from {path}, got {text[:100]!r}") from error
-        assert isinstance(found, dict)
-        return found
+        return _call(self.url, path, body)
+
+
+def check_server(url: str) -> int:
+    """Tokens of its longest game. ValueError where no vLLM server answers, or one that was started otherwise than we
+    need."""
+    try:
+        info = _call(url.rstrip("/"), "/server_info?config_format=json")
+    except SamplerError as error:
+        raise ValueError(str(error)) from error
+    try:
+        model = info["vllm_config"]["model_config"]
+        mode, max_model_len = model["logprobs_mode"], int(model["max_model_len"])
+    except (KeyError, TypeError, ValueError) as error:
+        wanted = f"rollout.vllm.url: {url}: wanted vLLM's settings from /server_info, got {str(info)[:100]}"
+        raise ValueError(wanted) from error
+    if mode != LOGPROBS_MODE:
+        raise ValueError(
+            f"rollout.vllm.url: wanted a server started with --logprobs-mode {LOGPROBS_MODE}, got {mode!r}"
+        )
+    return max_model_len
+
+
+def _call(url: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url + path, data, {"Content-Type": "application/json"})
+    # A server among one's own machines: what the environment says of proxies is of the world outside.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    where = f"rollout.engine: the vLLM server at {url}"
+    try:
+        with opener.open(request, timeout=_PATIENCE) as reply:
+            text = reply.read()
+    except urllib.error.HTTPError as error:
+        said = " ".join(error.read().decode(errors="replace").split())[:300]
+        hint = ""
+        if error.code in (403, 404):
+            hint = " (it wants vLLM 0.32 or newer, VLLM_SERVER_DEV_MODE=1 and --enable-scale-out; for adapters "
+            hint += "--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1)"
+        raise SamplerError(f"{where} refuses {path.partition('?')[0]}{hint}: {error.code} {said}") from error
+    except (OSError, HTTPException) as error:  # URLError is an OSError; the other is an answer that breaks off
+        raise SamplerError(
+            f"{where} does not answer ({error}); start it again, then --resume goes on from the last checkpoint"
+        ) from error
+    try:
+        found = json.loads(text) if text.startswith(b"{") else {}
+    except ValueError as error:
+        raise SamplerError(f"{where}: wanted JSON from {path}, got {text[:100]!r}") from error
+    assert isinstance(found, dict)
+    return found
