@@ -173,8 +173,8 @@ class VllmConfig:
     exchange: str | None = None
     """Folder that trainer and server both see, where weights are handed over; None: engine/ in the run's folder."""
     kv_cache_gb: float = 4.0
-    """GiB of keys and values that it keeps beside the trainer; prefixes of games stay there while there is room. Not of
-    a server, which has settings of its own, like `enforce_eager`."""
+    """GiB of keys and values that it keeps beside the trainer; prefixes of games stay there while there is room. A
+    server has settings of its own for this, and for `enforce_eager`."""
     max_model_len: int | None = None
     """Longest game in tokens; None: the model's window, which `kv_cache_gb` must hold at least once."""
     max_num_seqs: int = 256

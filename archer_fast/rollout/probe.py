@@ -11,9 +11,9 @@ from archer_fast.backbone import Backbone
 from archer_fast.rollout.token_sampler import SamplerError
 
 LENGTH = 32
-# Nats a token, mean of the absolute difference. Seen on CPUs with SmolLM2-135M: 4e-5 in float32, .11 in bfloat16 (.04 on
-# a text; what is no text is where half precision is worst). In bfloat16 this finds a copy that is wrong, not one that is
-# a step old: versions tell that, and the metric mismatch_kl.
+# Nats a token, mean of the absolute difference. Seen on CPUs with SmolLM2-135M: 4e-5 in float32, .11 in bfloat16 (.04
+# on a text; what is no text is where half precision is worst). In bfloat16 this finds a copy that is wrong, not one
+# that is a step old: versions tell that, and the metric mismatch_kl.
 TOLERANCE = {torch.float32: 1e-3}
 HALF_PRECISION_TOLERANCE = 0.5
 

@@ -140,14 +140,3 @@ def test_a_dead_server_is_a_clear_error_and_a_resumable_run(tmp_path: Path, one_
     assert [row["iteration"] for row in rows] == [0, 1, 2, 3, 4, 4]
     assert all(abs(row["mismatch_kl"]) < 1e-5 for row in rows if "mismatch_kl" in row)
     assert (out / "engine" / "model.safetensors").is_file()
-
-
-@pytest.mark.parametrize("way", ["logprobs_mode"])
-def test_a_server_that_scores_otherwise_is_refused(tmp_path: Path, way: str) -> None:
-    backbone = base()
-    backbone.save(tmp_path)
-    with (
-        ServerProcess(tmp_path, tmp_path / "log", "--logprobs-mode", "raw_logprobs") as server,
-        pytest.raises(ValueError, match=r"rollout\.vllm\.url: wanted .* processed_logprobs, got 'raw_logprobs'"),
-    ):
-        sampler_of(server, backbone, tmp_path)

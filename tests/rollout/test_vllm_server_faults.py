@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_train import tiny_config
 
 from archer_fast.backbone import Backbone
-from archer_fast.config import VllmConfig
+from archer_fast.config import RolloutConfig, VllmConfig
+from archer_fast.rollout import vllm_sampler
 from archer_fast.rollout.vllm_server import VllmServer
+from archer_fast.run_folder import RunFolder
+from archer_fast.train import train
+from archer_fast.watcher import SilentWatcher
 
 
 @contextmanager
@@ -70,3 +75,27 @@ def test_an_answer_that_breaks_off(make_lm: Callable[..., Any], tmp_path: Path) 
 def test_a_server_of_another_kind(make_lm: Callable[..., Any], tmp_path: Path) -> None:
     with answering(200, "<html>hello</html>") as url:
         refuse(make_lm, url, r"wanted vLLM's settings from /server_info, got \{\}", tmp_path)
+
+
+def test_a_server_that_scores_otherwise(make_lm: Callable[..., Any], tmp_path: Path) -> None:
+    """vLLM's default: log-probs before the temperature."""
+    settings = '{"vllm_config": {"model_config": {"logprobs_mode": "raw_logprobs", "max_model_len": 96}}}'
+    with answering(200, settings) as url:
+        refuse(make_lm, url, r"wanted a server started with --logprobs-mode processed_logprobs, got 'raw_l", tmp_path)
+    with answering(200, settings.replace("raw", "processed")) as url:
+        sampler = VllmServer(VllmConfig(url=url), Backbone(make_lm(max_position_embeddings=200), None), tmp_path)
+        assert sampler.max_tokens == 96
+        sampler.close()
+
+
+def test_a_run_is_refused_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No warm start of minutes first, and no folder that is no run."""
+    out = tmp_path / "run"
+    vllm: dict[str, Any] = {"games": 8, "engine": "vllm"}
+    with answering(404, "no") as url, pytest.raises(ValueError, match=r"refuses /server_info"):
+        config = tiny_config(out, rollout=RolloutConfig(**vllm, vllm=VllmConfig(url=url)))
+        train(config, RunFolder(out), SilentWatcher())
+    monkeypatch.setattr(vllm_sampler.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'archer-fast\[vllm\]'"):
+        train(tiny_config(out, rollout=RolloutConfig(**vllm)), RunFolder(out), SilentWatcher())
+    assert not (out / "start").exists() and not (out / "metrics.jsonl").exists()
