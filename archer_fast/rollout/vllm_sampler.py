@@ -92,8 +92,10 @@ class VllmSampler:
                     use_tqdm_on_load=False,
                     **options,
                 )
-            except (ValueError, RuntimeError, OSError) as error:
-                raise ValueError(f"rollout.engine: vLLM refuses {str(folder)!r}: {_first_line(error)}") from error
+            except Exception as error:  # of a model that it does not know it may be an AttributeError
+                self._clean_up()
+                cause = f"{type(error).__name__}: {_first_line(error)}"
+                raise ValueError(f"rollout.engine: vLLM refuses {str(folder)!r}: {cause}") from error
         self._engine = self._llm.llm_engine
         self._folder = tempfile.TemporaryDirectory(prefix="archer-fast-adapter-", dir=_fastest_folder())
 

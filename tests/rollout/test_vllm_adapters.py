@@ -1,4 +1,4 @@
-"""vLLM with adapters on one base, what it leaves of the process it runs in, and what it refuses."""
+"""vLLM with adapters on one base and other families, what it leaves of its process, and what it refuses."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from test_engine import assert_scored_right
-from test_vllm_sampler import BOUND, PROBE, SMALL, change, make_engine, play, policy, scores
+from test_vllm_sampler import BOUND, PROBE, SMALL, NoTokenizer, change, make_engine, play, policy, scores
+from tiny_lm import tiny_lm
 
 from archer_fast.adapted_backbone import AdaptedBackbone
+from archer_fast.backbone import Backbone
 from archer_fast.config import LoRAConfig
 from archer_fast.rollout.probe import trainer_logprobs
 from archer_fast.rollout.vllm_sampler import VllmSampler
@@ -58,9 +60,28 @@ def test_adapters_are_exchanged_on_one_base(tmp_path: Path, dtype: str) -> None:
         sampler.close()
 
 
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "mistral", "phi3", "gpt2"])
+def test_families(tmp_path: Path, family: str) -> None:
+    """Tied or not, with biases or without, by the names that each of them gives its weights."""
+    sizes: dict[str, int] = {"hidden_size": 64, "num_attention_heads": 2, "max_position_embeddings": 200}
+    sizes |= {} if family == "gpt2" else {"num_key_value_heads": 1}
+    sizes |= {"head_dim": 32} if family == "qwen3" else {}
+    backbone = Backbone(tiny_lm(family, seed=2, **sizes), NoTokenizer())
+    backbone.save(tmp_path)
+    sampler = VllmSampler(SMALL, backbone, tmp_path)
+    try:
+        for seed in range(2):
+            sampler.load(backbone)
+            assert (scores(sampler) - trainer_logprobs(backbone, PROBE)).abs().max() < BOUND
+            change(backbone, seed)
+    finally:
+        sampler.close()
+
+
 def test_what_vllm_refuses_is_told_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^rollout\.engine: vLLM refuses '.*': .+$"):
-        VllmSampler(SMALL, policy(), tmp_path / "nothing")
+    for _ in range(2):  # and does not keep the next one from trying
+        with pytest.raises(ValueError, match=r"^rollout\.engine: vLLM refuses '.*nothing': \w+: .+$"):
+            VllmSampler(SMALL, policy(), tmp_path / "nothing")
     adapted = AdaptedBackbone(policy(), "actor", LoRAConfig(rank=513))
     with pytest.raises(ValueError, match=r"model\.lora\.rank: wanted at most 512 with vLLM, got 513"):
         VllmSampler(SMALL, adapted, tmp_path)
