@@ -108,6 +108,16 @@ def test_two_iterations_are_one_and_a_checkpoint_and_one(tmp_path: Path, adapter
     assert rows_of(whole) == rows_of(parted)
 
 
+def test_a_run_of_the_embedded_engine_goes_on_with_vllm(tmp_path: Path) -> None:
+    small: dict[str, Any] = {"checkpoint_every": 1, "eval": EvalConfig(every=0, games=4, final_games=4)}
+    embedded = RolloutConfig(**ROLLOUT | {"engine": "embedded"})
+    iterations_of(config_of(tmp_path, iterations=1, rollout=embedded, **small))
+    train(config_of(tmp_path, iterations=2, resume=True, **small), RunFolder(tmp_path), Listener())
+    rows = read_rows(RunFolder(tmp_path).metrics)
+    assert [row["iteration"] for row in rows] == [0, 1, 2, 2]
+    assert all(abs(row["mismatch_kl"]) < 1e-5 for row in rows[1:3]) and rows[2]["kl"] > 1e-3
+
+
 def test_a_critic_chooses_among_vllms_actions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = []
     step = BestOfEngine.step
