@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -69,4 +70,9 @@ class ServerProcess:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.kill()
+        if self.process is not None:
+            self.process.terminate()  # it gives its shared memory back, which a killed one does not
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(30)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
