@@ -8,7 +8,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install train reproduce test test-all test-pythons test-ops-alone test-interpreter test-cpp test-python sanitize fuzz bench lint format clean
+.PHONY: help install train reproduce test test-all test-pythons test-ops-alone test-interpreter test-cpp test-python test-vllm sanitize fuzz bench lint format clean
 
 PYTHON ?=
 TORCH ?=
@@ -23,6 +23,7 @@ help:
 	  'make reproduce  the comparison of docs/reproduce/; resumes what was stopped' \
   'make test       every check but the slow tests          (ARGS="..." for pytest)' \
 	  'make test-all   every check, slow tests too; those of a GPU where there is one' \
+	  'make test-vllm  rollouts by vLLM on the CPU; installs it  (ARGS="..." for pytest)' \
 	  'make sanitize   the C++ tests under the address, undefined-behaviour and thread sanitizers' \
 	  'make fuzz       the fuzz targets, ten minutes each      (ARGS="60" for 60 seconds)' \
 	  'make bench      the benchmarks: an hour or more, on a machine that does nothing else' \
@@ -54,7 +55,7 @@ reproduce: install
 
 test: lint test-cpp test-ops-alone test-pythons test-interpreter test-python
 
-test-all: lint test-cpp test-ops-alone test-pythons test-interpreter
+test-all: lint test-cpp test-ops-alone test-pythons test-interpreter test-vllm
 	@$(BIN)/pytest $(ARGS)
 
 # A process a core, files whole; more threads than cores is what makes torch slow here.
@@ -73,6 +74,10 @@ test-ops-alone: .venv/.built
 test-interpreter: .venv/.dev .venv/.built
 	@echo "== Triton kernels in the interpreter"
 	@TRITON_INTERPRET=1 $(BIN)/pytest -q tests/interpreter
+
+# Rollouts by vLLM on the CPU, in an environment of its own (.venv-vllm, about 1 GB to fetch).
+test-vllm: .venv/.run .venv/.built
+	@scripts/test_vllm.sh $(ARGS)
 
 test-cpp: .venv/.run
 	@scripts/test_cpp.sh

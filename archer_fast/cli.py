@@ -333,6 +333,7 @@ def _run_faults() -> tuple[type[Exception], ...]:
         "archer_fast.optim": "NonFiniteLoss",
         "archer_fast.ranks": "RankFailed",
         "archer_fast.rollout.interact": "TooManyDroppedGames",
+        "archer_fast.rollout.token_sampler": "SamplerError",
     }
     return tuple(getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules)
 

@@ -106,6 +106,9 @@ def _print(
     )
     if config.rollout.best_of > 1:
         console.print("not counted: the critic's choice among rollout.best_of actions", highlight=False)
+    if config.rollout.engine == "vllm":
+        said = "not counted: vLLM's copy of the weights and its keys and values; rollouts are counted as embedded ones"
+        console.print(said, highlight=False)
     console.print(advice(plan, config, memory), highlight=False, soft_wrap=True, markup=False)
 
 

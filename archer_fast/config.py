@@ -19,6 +19,7 @@ TrunkMode = Literal["frozen", "shared", "lora", "separate"]
 Algorithm = Literal["archer", "ppo", "reinforce", "filtered-bc"]
 ValueTarget = Literal["behaviour", "resample", "expectile"]
 ActorData = Literal["replay", "on_policy"]
+EngineName = Literal["embedded", "vllm"]
 ActionSource = Literal["fresh", "logged", "both"]
 Advantage = Literal["centred", "q_minus_v", "residual"]
 PolicyLoss = Literal["reinforce", "ppo_clip", "awr"]
@@ -163,9 +164,45 @@ class WarmStartConfig:
 
 
 @dataclass(slots=True)
+class VllmConfig:
+    """vLLM as the engine of rollouts (`rollout.engine vllm`); extra `vllm`."""
+
+    url: str | None = None
+    """A server that is already there, e.g. http://node7:8000, started as docs/running_7b.md says; None: in this process
+    (extra `vllm`)."""
+    exchange: str | None = None
+    """Folder that trainer and server both see, where weights are handed over; None: engine/ in the run's folder."""
+    kv_cache_gb: float = 4.0
+    """GiB of keys and values that it keeps beside the trainer; prefixes of games stay there while there is room. A
+    server has settings of its own for this, and for `enforce_eager`."""
+    max_model_len: int | None = None
+    """Longest game in tokens; None: the model's window, which `kv_cache_gb` must hold at least once."""
+    max_num_seqs: int = 256
+    """Actions that are sampled at once; more wait."""
+    enforce_eager: bool = True
+    """False: compile, and capture CUDA graphs, at the start of every run."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, max_num_seqs=1)
+        if self.url is not None and not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"url: wanted http://HOST:PORT, got {self.url!r}")
+        if self.exchange is not None and self.url is None:
+            raise ValueError("exchange: wanted None where no url is given, weights stay in this process")
+        if not (self.kv_cache_gb > 0 and math.isfinite(self.kv_cache_gb)):
+            raise ValueError(f"kv_cache_gb: wanted more than 0, got {self.kv_cache_gb}")
+        if self.max_model_len is not None:
+            _at_least(self, max_model_len=2)
+
+
+@dataclass(slots=True)
 class RolloutConfig:
     """How games are played."""
 
+    engine: EngineName = "embedded"
+    """What samples: `embedded`, on the policy's own weights; `vllm`, with a copy of them that follows every
+    update."""
+    vllm: VllmConfig = field(default_factory=VllmConfig)
+    """Its settings, where it is the engine."""
     games: int = 32
     """Games an iteration."""
     num_slots: int = 128

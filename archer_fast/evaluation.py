@@ -17,6 +17,7 @@ from archer_fast.envs import registry
 from archer_fast.ranks import ALONE, Ranks
 from archer_fast.rollout.embedded import EmbeddedEngine
 from archer_fast.rollout.interact import Engine
+from archer_fast.rollout.policy_engine import PolicyEngine
 from archer_fast.rollout.shared import play_shared
 from archer_fast.trajectory import Trajectory
 
@@ -107,7 +108,8 @@ def evaluate_policy(
     games: int,
     seed: int,
     greedy: bool = False,
-    player: Callable[[EmbeddedEngine], Engine] = lambda engine: engine,
+    player: Callable[[PolicyEngine], Engine] = lambda engine: engine,
+    make_engine: Callable[..., PolicyEngine] = EmbeddedEngine,
     on_game: Callable[[Trajectory], None] | None = None,
     on_call: Callable[[str], None] | None = None,
     ranks: Ranks = ALONE,
@@ -115,9 +117,10 @@ def evaluate_policy(
     """Play `games` games that depend on `seed` and the number of ranks alone; the run's own random numbers are not
     touched.
 
-    player: what plays, made of the policy's engine (CHAI's choice by a critic); on_game, on_call: as of `play_games`.
+    player: what plays, made of the policy's engine (CHAI's choice by a critic); make_engine: makes that, with the
+    arguments of `EmbeddedEngine`; on_game, on_call: as of `play_games`.
     """
-    engine = EmbeddedEngine(
+    engine = make_engine(
         backbone,
         stop_token_id,
         num_slots=rollout.num_slots,
@@ -125,7 +128,6 @@ def evaluate_policy(
         temperature=rollout.temperature,
         greedy=greedy,
         generator=torch.Generator(backbone.device).manual_seed(ranks.seed(seed)),
-        cuda_graphs=rollout.cuda_graphs,
     )
     spec = registry.get(task.name)
     played = play_shared(

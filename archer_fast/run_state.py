@@ -37,7 +37,8 @@ from archer_fast.loggers import Loggers, check_installed
 from archer_fast.meters import Meters
 from archer_fast.ranks import ALONE, Ranks, local_device
 from archer_fast.rollout.best_of import BestOfEngine
-from archer_fast.rollout.embedded import EmbeddedEngine
+from archer_fast.rollout.engines import Engines, check_engine
+from archer_fast.rollout.policy_engine import PolicyEngine
 from archer_fast.rollout.shared import play_shared
 from archer_fast.run_folder import RunFolder, read_json, write_json, write_text
 from archer_fast.start_policy import start_policy
@@ -60,6 +61,7 @@ class RunState:
         actor: Backbone,
         stop_token_id: int,
         buffer: TrajectoryBuffer,
+        engines: Engines,
         ranks: Ranks = ALONE,
     ) -> None:
         self.config, self.folder, self.watcher, self.ranks = config, folder, watcher, ranks
@@ -67,14 +69,14 @@ class RunState:
         self.actor.requires_grad_(True)
         self.spec = registry.get(config.task.name)
         self.generator = torch.Generator(actor.device).manual_seed(config.seed)
-        self.engine = EmbeddedEngine(
+        self.engines = engines
+        self.engine = engines.make(
             actor,
             stop_token_id,
             num_slots=config.rollout.num_slots,
             max_new_tokens=config.rollout.max_new_tokens,
             temperature=config.rollout.temperature,
             generator=self.generator,
-            cuda_graphs=config.rollout.cuda_graphs,
         )
         self.learner = make_learner(config, actor, start, self.engine, buffer, ranks)
         self.learner.on_pass = watcher.calling
@@ -100,6 +102,7 @@ class RunState:
         """A new run, or with `config.resume` the one in `folder`, exactly where its last checkpoint left it."""
         check_installed(config.log)
         check_ranks(config, ranks)
+        check_engine(config.rollout, ranks.size)
         device = local_device(choose_device(config.model.device))
         found = list_checkpoints(folder.checkpoints) if config.resume else []
         ranks.check_alike("checkpoints in the folder of the run", [path.name for path in found])
@@ -118,7 +121,9 @@ class RunState:
                 feature_bytes=FeatureLayout.of(start).row_bytes if config.keeps_features else 0,
                 max_feature_memory=config.buffer.max_feature_memory,
             )
-            run = cls(config, folder, watcher, start, _actor(config, folder, start), stop_token_id, buffer, ranks)
+            actor = _actor(config, folder, start)
+            engines = _engines(config, folder, actor)
+            run = cls(config, folder, watcher, start, actor, stop_token_id, buffer, engines, ranks)
         resumed = run.iteration if run.iteration else None
         if ranks.leads:
             run.loggers = Loggers(folder.path, config.log, config=to_dict(config), resumed=resumed)
@@ -149,8 +154,9 @@ class RunState:
             buffer = TrajectoryBuffer.load(checkpoint.buffer, max_feature_memory=config.buffer.max_feature_memory)
         except (OSError, ValueError) as error:
             raise CheckpointError(str(error)) from error
+        engines = _engines(config, folder, actor)
         try:
-            run = cls(config, folder, watcher, start, actor, stop_token_id, buffer, ranks)
+            run = cls(config, folder, watcher, start, actor, stop_token_id, buffer, engines, ranks)
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.buffer}: {error}") from error
         generator = checkpoint.tensors.pop("generator", None)
@@ -192,6 +198,7 @@ class RunState:
         say(f"device {self.actor.device}, {torch.get_num_threads()} threads, attention {self.actor.attention_impl}")
         if self.peak_flops is not None:
             say(f"utilisation is of {self.peak_flops / 1e12:,.0f} TFLOP/s a device, by its data sheet")
+        say(f"rollouts by the engine {self.config.rollout.engine}")
         if self.config.algorithm == "archer":
             say(
                 f"critic trunk {self.config.critic.trunk}, V target {self.config.critic.value_target}, "
@@ -366,6 +373,7 @@ class RunState:
             seed=2 * self.config.seed + final,
             greedy=greedy,
             player=(lambda engine: engine) if alone else self._player,
+            make_engine=self.engines.make,
             on_game=lambda game: self.watcher.advance(),
             on_call=self.watcher.calling,
             ranks=self.ranks,
@@ -374,7 +382,7 @@ class RunState:
             evaluation.kl = self.learner.kl_to_start(evaluation.trajectories)
         return evaluation
 
-    def _player(self, engine: EmbeddedEngine) -> EmbeddedEngine | BestOfEngine:
+    def _player(self, engine: PolicyEngine) -> PolicyEngine | BestOfEngine:
         """What plays: the engine, or the critic's choice among its actions."""
         if self.config.rollout.best_of == 1:
             return engine
@@ -413,6 +421,10 @@ def _actor(config: Config, folder: RunFolder, start: Backbone) -> Backbone:
     if config.model.lora.rank:
         return AdaptedBackbone(start, "actor", config.model.lora, seed=config.seed, home=folder.start.absolute())
     return start.frozen_copy()
+
+
+def _engines(config: Config, folder: RunFolder, actor: Backbone) -> Engines:
+    return Engines(config.rollout, actor, folder.start, folder.path / "engine")
 
 
 def check_ranks(config: Config, ranks: Ranks) -> None:

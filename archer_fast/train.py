@@ -49,6 +49,7 @@ def train(config: Config, folder: RunFolder, watcher: Watcher, ranks: Ranks = AL
         stacks, say = folder.stalls_of(ranks.rank), None if ranks.leads else ranks.say
         with StallWatch(watcher, config.stall, stacks, is_waiting=lambda: ranks.is_waiting, say=say) as watched:
             run = RunState.start(config, folder, watched, ranks)
+            stack.callback(run.engines.close)
             with run.loggers or nullcontext():
                 iterate(run, watched)
                 return run.finish()

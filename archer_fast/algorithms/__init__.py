@@ -11,7 +11,7 @@ from archer_fast.backbone import Backbone
 from archer_fast.buffer import TrajectoryBuffer
 from archer_fast.config import Config
 from archer_fast.ranks import ALONE, Ranks
-from archer_fast.rollout.embedded import EmbeddedEngine
+from archer_fast.rollout.policy_engine import PolicyEngine
 
 LEARNERS: dict[str, type[Learner]] = {
     "archer": Archer,
@@ -25,7 +25,7 @@ def make_learner(
     config: Config,
     actor: Backbone,
     reference: Backbone,
-    engine: EmbeddedEngine,
+    engine: PolicyEngine,
     buffer: TrajectoryBuffer,
     ranks: Ranks = ALONE,
 ) -> Learner:

@@ -41,7 +41,7 @@ from archer_fast.optim import GuardedStep
 from archer_fast.packing import Int64, PackedArrays
 from archer_fast.prefetch import Prefetcher
 from archer_fast.ranks import ALONE, Ranks
-from archer_fast.rollout.embedded import EmbeddedEngine
+from archer_fast.rollout.policy_engine import PolicyEngine
 from archer_fast.turn_features import FeatureLayout
 
 
@@ -61,7 +61,7 @@ class Archer(Learner):
         config: Config,
         actor: Backbone,
         reference: Backbone,
-        engine: EmbeddedEngine,
+        engine: PolicyEngine,
         buffer: TrajectoryBuffer,
         ranks: Ranks = ALONE,
     ) -> None:

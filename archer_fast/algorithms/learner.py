@@ -21,7 +21,7 @@ from archer_fast.meters import Meters
 from archer_fast.optim import GuardedStep
 from archer_fast.packing import Int64, pack_trajectories
 from archer_fast.ranks import ALONE, Ranks
-from archer_fast.rollout.embedded import EmbeddedEngine
+from archer_fast.rollout.policy_engine import PolicyEngine
 from archer_fast.token_packer import pack_tokens
 from archer_fast.trajectory import Trajectory
 
@@ -53,7 +53,7 @@ class Learner:
         config: Config,
         actor: Backbone,
         reference: Backbone,
-        engine: EmbeddedEngine,
+        engine: PolicyEngine,
         buffer: TrajectoryBuffer,
         ranks: Ranks = ALONE,
     ) -> None:

@@ -19,7 +19,7 @@ from archer_fast.critic import StateFeatures, StateValue
 from archer_fast.meters import Meters
 from archer_fast.optim import GuardedStep
 from archer_fast.ranks import ALONE, Ranks
-from archer_fast.rollout.embedded import EmbeddedEngine
+from archer_fast.rollout.policy_engine import PolicyEngine
 
 
 class TimeSteps(NamedTuple):
@@ -71,7 +71,7 @@ class PPO(GamesLearner):
         config: Config,
         actor: Backbone,
         reference: Backbone,
-        engine: EmbeddedEngine,
+        engine: PolicyEngine,
         buffer: TrajectoryBuffer,
         ranks: Ranks = ALONE,
     ) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from archer_fast.batch import Alternatives, PackedBatch
 from archer_fast.packing import pack_trajectories
-from archer_fast.rollout.embedded import EmbeddedEngine
 from archer_fast.rollout.interact import FinishedAction
+from archer_fast.rollout.policy_engine import PolicyEngine
 from archer_fast.trajectory import Trajectory, Turn
 
 Score = Callable[[PackedBatch, Alternatives], Tensor]  # -> [B, R] float32, one a candidate
@@ -22,7 +22,7 @@ class BestOfEngine:
     nothing is gained by advancing token by token. The log-probs it returns are those of the sampler, not of the choice.
     """
 
-    def __init__(self, engine: EmbeddedEngine, num_candidates: int, score: Score) -> None:
+    def __init__(self, engine: PolicyEngine, num_candidates: int, score: Score) -> None:
         self.engine, self.num_candidates, self.score = engine, num_candidates, score
         self.num_slots = engine.num_slots
         self.max_new_tokens, self.stop_token_id = engine.max_new_tokens, engine.stop_token_id

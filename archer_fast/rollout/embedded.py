@@ -35,7 +35,7 @@ class EmbeddedEngine:
         temperature: float = 1.0,
         greedy: bool = False,
         generator: torch.Generator | None = None,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool = True,
     ) -> None:
         self.backbone = backbone
         self.stop_token_id = stop_token_id

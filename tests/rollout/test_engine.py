@@ -82,7 +82,9 @@ def full_logprobs(backbone: Backbone, ids: Tensor, temperature: float) -> Tensor
         return (hidden @ backbone.lm_head_weight.T / temperature).log_softmax(-1)
 
 
-def assert_scored_right(backbone: Backbone, trajectories: Sequence[Trajectory], temperature: float) -> list[Tensor]:
+def assert_scored_right(
+    backbone: Backbone, trajectories: Sequence[Trajectory], temperature: float, atol: float = 1e-5
+) -> list[Tensor]:
     """Each recorded log-prob is the plain pass's; returns the plain log-probs [m, V] at each game's action tokens."""
     batch = pack_trajectories(trajectories)
     found = []
@@ -92,7 +94,7 @@ def assert_scored_right(backbone: Backbone, trajectories: Sequence[Trajectory], 
         plain = full_logprobs(backbone, ids, temperature)[rows - 1]
         wanted = plain.gather(1, ids[rows].long()[:, None]).squeeze(1)
         recorded = torch.from_numpy(batch.rollout_logprobs[start:end][rows])
-        torch.testing.assert_close(recorded, wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(recorded, wanted, rtol=1e-5, atol=atol)
         found.append(plain)
     return found
 
