@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from archer_fast import _C
 from archer_fast.adapted_backbone import AdaptedBackbone
@@ -38,6 +41,8 @@ from archer_fast.rollout.best_of import BestOfEngine
 from archer_fast.rollout.embedded import EmbeddedEngine
 from archer_fast.rollout.shared import play_shared
 from archer_fast.run_folder import RunFolder, read_json, write_json, write_text
+from archer_fast.sharded_checkpoint import load_shards, save_shards
+from archer_fast.sharding import is_sharded
 from archer_fast.start_policy import start_policy
 from archer_fast.trajectory import Trajectory
 from archer_fast.turn_features import FeatureLayout
@@ -153,7 +158,10 @@ class RunState:
             raise CheckpointError(f"{checkpoint.path / 'state.safetensors'}: field 'generator' is missing")
         run.generator.set_state(generator)
         try:
-            run.learner.load_state_tensors(checkpoint.tensors)
+            tensors = checkpoint.tensors
+            if checkpoint.shards.is_dir():
+                tensors = tensors | load_shards(checkpoint.shards, run.learner.like, ranks)
+            run.learner.load_state_tensors(tensors)
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{checkpoint.path / 'state.safetensors'}: field {error}") from error
         try:
@@ -184,6 +192,9 @@ class RunState:
             say(f"adapters of rank {rank} on one base: the actor trains {trained:,} parameters")
         if self.ranks.size > 1:
             say(f"{self.ranks.size} ranks: games, passes and sampling are shared, gradients summed")
+        if self.config.model.shard != "none":
+            sharded = "all weights are" if self.config.model.shard == "full" else "weights that train are"
+            say(f"{sharded} sharded over the ranks, with their gradients and optimizer state")
         say(f"device {self.actor.device}, {torch.get_num_threads()} threads, attention {self.actor.attention_impl}")
         if self.config.algorithm == "archer":
             say(
@@ -213,18 +224,19 @@ class RunState:
         self.watcher.phase("rollout", len(self.ranks.share(seeds)))
         self.player.reset()  # keys and values of older weights
         forwarded = self.engine.num_forward_tokens
-        played = play_shared(
-            self.ranks,
-            self.player,
-            lambda: self.spec.make_env(**self.config.task.options),
-            encoder(self.actor.tokenizer),
-            self.actor.tokenizer.decode,
-            seeds,
-            policy_version=self.learner.actor_step.num_steps,
-            max_dropped_share=r.max_dropped_share,
-            on_game=lambda game: self.watcher.advance(),
-            on_call=self.watcher.calling,
-        )
+        with self._gathered():
+            played = play_shared(
+                self.ranks,
+                self.player,
+                lambda: self.spec.make_env(**self.config.task.options),
+                encoder(self.actor.tokenizer),
+                self.actor.tokenizer.decode,
+                seeds,
+                policy_version=self.learner.actor_step.num_steps,
+                max_dropped_share=r.max_dropped_share,
+                on_game=lambda game: self.watcher.advance(),
+                on_call=self.watcher.calling,
+            )
         self.num_games += r.games
         meters.count(processed_tokens=self.engine.num_forward_tokens - forwarded)
         meters.count_once(
@@ -276,15 +288,24 @@ class RunState:
 
     def save(self) -> Path:
         """Checkpoint everything an exact resume needs; where it lies."""
-        return self.ranks.led(self._write_checkpoint)
+        write_policy, tensors, shards = self.actor.writer(), self.learner.state_tensors(), None
+        if parts := {name: tensor for name, tensor in tensors.items() if is_sharded(tensor)}:
+            # Written by all before the leading rank makes a checkpoint of everything: a run that is killed in between
+            # leaves a folder that no checkpoint is, and that the next save makes anew.
+            shards = self.folder.checkpoints / ".shards.writing"
+            save_shards(shards, parts, self.ranks)
+        whole = {name: tensor for name, tensor in tensors.items() if name not in parts}
+        return self.ranks.led(lambda: self._write_checkpoint(write_policy, whole, shards))
 
-    def _write_checkpoint(self) -> Path:
+    def _write_checkpoint(
+        self, write_policy: Callable[[Path], None], tensors: dict[str, Tensor], shards: Path | None
+    ) -> Path:
         return save_checkpoint(
             self.folder.checkpoints,
             self.iteration,
-            self.actor.save,
+            write_policy,
             self.learner.buffer.save,
-            {**self.learner.state_tensors(), "generator": self.generator.get_state()},
+            {**tensors, "generator": self.generator.get_state()},
             {
                 "iteration": self.iteration,
                 "num_games": self.num_games,
@@ -293,6 +314,7 @@ class RunState:
                 "collapse": self.collapse.state(),
             },
             best=self.folder.best if self.best.keeps_optimizer else None,
+            shards=shards,
         )
 
     # -- begin and end -----------------------------------------------------------------------------
@@ -310,7 +332,8 @@ class RunState:
         """Evaluate the last policy and the best one, keep the better in best/, write summary.json."""
         games = self.config.eval.final_games
         last = self._evaluate(games, final=True)
-        self.ranks.led(lambda: replace_folder(self.folder.final, self.actor.save))
+        write_policy = self.actor.writer()
+        self.ranks.led(lambda: replace_folder(self.folder.final, write_policy))
         greedy = self._evaluate(games, greedy=True, final=True)
         self.actor.restore(self.folder.best)
         best = self._evaluate(games, final=True)
@@ -344,19 +367,20 @@ class RunState:
     ) -> Evaluation:
         """`final`: on games of their own, not those by which the best policy was chosen; `alone`: no critic chooses."""
         self.watcher.phase("evaluate", games)
-        evaluation = evaluate_policy(
-            self.actor,
-            self.stop_token_id,
-            self.config.task,
-            self.config.rollout,
-            games=games,
-            seed=2 * self.config.seed + final,
-            greedy=greedy,
-            player=(lambda engine: engine) if alone else self._player,
-            on_game=lambda game: self.watcher.advance(),
-            on_call=self.watcher.calling,
-            ranks=self.ranks,
-        )
+        with self._gathered():
+            evaluation = evaluate_policy(
+                self.actor,
+                self.stop_token_id,
+                self.config.task,
+                self.config.rollout,
+                games=games,
+                seed=2 * self.config.seed + final,
+                greedy=greedy,
+                player=(lambda engine: engine) if alone else self._player,
+                on_game=lambda game: self.watcher.advance(),
+                on_call=self.watcher.calling,
+                ranks=self.ranks,
+            )
         if evaluation.num_games and not greedy:
             evaluation.kl = self.learner.kl_to_start(evaluation.trajectories)
         return evaluation
@@ -367,6 +391,16 @@ class RunState:
             return engine
         assert isinstance(self.learner, Archer)  # Config sees to it
         return BestOfEngine(engine, self.config.rollout.best_of, self.learner.score)
+
+    @contextmanager
+    def _gathered(self) -> Iterator[None]:
+        """Inside, what plays has its weights whole: the actor, and what a critic that chooses reads."""
+        with self.actor.gathered():
+            if isinstance(self.learner, Archer) and self.config.rollout.best_of > 1:
+                with self.learner.critic.trunk.gathered():
+                    yield
+            else:
+                yield
 
     def _show(self, path: Path, evaluation: Evaluation) -> None:
         games = [render_game(game, self.actor.tokenizer) for game in evaluation.trajectories[:GAMES_SHOWN]]
@@ -403,7 +437,11 @@ def _actor(config: Config, folder: RunFolder, start: Backbone) -> Backbone:
 
 
 def check_ranks(config: Config, ranks: Ranks) -> None:
-    """ValueError where some rank would have no game."""
+    """ValueError where some rank would have no game, or where one process is to share weights."""
+    if config.model.shard != "none" and ranks.size == 1:
+        raise ValueError(
+            f"model.shard: wanted none with one process, got {config.model.shard}; start several with torchrun"
+        )
     games = {
         "rollout.games": config.rollout.games,
         "batch_games": config.update.batch_games,

@@ -1,0 +1,54 @@
+"""Tensors that no rank holds whole, in a folder where each rank writes its parts (torch.distributed.checkpoint)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from archer_fast.ranks import Ranks
+
+
+def save_shards(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
+    """Fill `folder`, which is made anew, with the parts of all ranks, which all call this with the same names.
+
+    Errors: OSError on every rank where one could not write.
+    """
+    import torch.distributed.checkpoint as dcp  # here and below: it takes a second to import
+
+    def make() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+
+    ranks.led(make)
+    try:
+        with ranks.sending():
+            dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(folder))
+    except dcp.CheckpointException as error:  # which is no Exception
+        raise OSError(f"{folder}: {_first_line(error)}") from error
+
+
+def load_shards(folder: Path, like: Callable[[str], Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """What `save_shards` of any number of ranks wrote there, each laid out as `like` of its name, in parts or not.
+
+    Errors: ValueError for a tensor of another shape, or where a file cannot be read; what `like` raises for a name that
+    it does not know.
+    """
+    import torch.distributed.checkpoint as dcp
+
+    reader = dcp.FileSystemReader(folder)
+    try:
+        names = sorted(reader.read_metadata().state_dict_metadata)
+        found = {name: torch.empty_like(like(name), requires_grad=False) for name in names}
+        with ranks.sending():
+            dcp.load(found, storage_reader=reader, no_dist=ranks.size == 1)
+    except (OSError, dcp.CheckpointException) as error:
+        raise ValueError(f"{folder}: {_first_line(error)}") from error
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
