@@ -174,7 +174,7 @@ def accumulated_actor_loss(
             means.append(torch.stack([out.entropy * of_tokens, out.clip_fraction * of_tokens, out.moved * of_actions]))
             yield out.loss
 
-    trained = [p for p in backbone.parameters() if p.requires_grad]
+    trained = [p for p in backbone.parameters() if p.requires_grad]  # before a pass, in which they may be others
     loss = accumulate(losses(), trained, by_backward=backbone.sharding is not None)
     entropy, clip_fraction, moved = torch.stack(means).sum(0)
     return ActorLoss(loss, torch.stack(policy_losses).sum(), entropy, clip_fraction, moved)
@@ -203,7 +203,7 @@ class _Accumulate(torch.autograd.Function):
         with torch.enable_grad():
             for loss in losses:
                 if by_backward:
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss.backward()
                     total = total + loss.detach()
                     continue
                 found = list(torch.autograd.grad(loss, parameters, allow_unused=True))

@@ -155,9 +155,9 @@ class Backbone(nn.Module):
                 block.training = block.gradient_checkpointing = False
                 del block._gradient_checkpointing_func
 
-    def _blocks(self, wanted: str) -> list[nn.Module]:
+    def _blocks(self, wanted: str) -> list[GradientCheckpointingLayer]:
         """The decoder's blocks; ValueError, which begins with what was wanted, where none are known."""
-        blocks: list[nn.Module] = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        blocks = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
         if not blocks:
             raise ValueError(f"{wanted}, transformers knows no blocks in {self.model.config.model_type!r}")
         return blocks

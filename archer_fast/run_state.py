@@ -157,10 +157,13 @@ class RunState:
         if generator is None:
             raise CheckpointError(f"{checkpoint.path / 'state.safetensors'}: field 'generator' is missing")
         run.generator.set_state(generator)
+        tensors = checkpoint.tensors
+        if checkpoint.shards.is_dir():
+            try:
+                tensors = tensors | load_shards(checkpoint.shards, run.learner.like, ranks=ranks)
+            except (KeyError, IndexError, ValueError) as error:
+                raise CheckpointError(f"{checkpoint.shards}: {error}") from error
         try:
-            tensors = checkpoint.tensors
-            if checkpoint.shards.is_dir():
-                tensors = tensors | load_shards(checkpoint.shards, run.learner.like, ranks)
             run.learner.load_state_tensors(tensors)
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{checkpoint.path / 'state.safetensors'}: field {error}") from error

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from archer_fast.ranks import Ranks
+from archer_fast.ranks import ALONE, Ranks
+
+# torch.distributed.checkpoint is imported where it is used: that takes a second.
 
 
 def save_shards(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
@@ -17,7 +20,9 @@ def save_shards(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> No
 
     Errors: OSError on every rank where one could not write.
     """
-    import torch.distributed.checkpoint as dcp  # here and below: it takes a second to import
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     def make() -> None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -26,26 +31,32 @@ def save_shards(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> No
     ranks.led(make)
     try:
         with ranks.sending():
-            dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(folder))
-    except dcp.CheckpointException as error:  # which is no Exception
+            save(dict(tensors), storage_writer=FileSystemWriter(folder))
+    except CheckpointException as error:  # which is no Exception
         raise OSError(f"{folder}: {_first_line(error)}") from error
 
 
-def load_shards(folder: Path, like: Callable[[str], Tensor], ranks: Ranks) -> dict[str, Tensor]:
+def load_shards(
+    folder: Path, like: Callable[[str], Tensor], *, prefix: str = "", ranks: Ranks = ALONE
+) -> dict[str, Tensor]:
     """What `save_shards` of any number of ranks wrote there, each laid out as `like` of its name, in parts or not.
 
+    prefix: of the names that are wanted. Every rank calls.
     Errors: ValueError for a tensor of another shape, or where a file cannot be read; what `like` raises for a name that
     it does not know.
     """
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
-    reader = dcp.FileSystemReader(folder)
+    reader = FileSystemReader(folder)
     try:
-        names = sorted(reader.read_metadata().state_dict_metadata)
+        names = sorted(name for name in reader.read_metadata().state_dict_metadata if name.startswith(prefix))
         found = {name: torch.empty_like(like(name), requires_grad=False) for name in names}
-        with ranks.sending():
-            dcp.load(found, storage_reader=reader, no_dist=ranks.size == 1)
-    except (OSError, dcp.CheckpointException) as error:
+        with ranks.sending(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is what we mean
+            load(found, storage_reader=reader, no_dist=ranks.size == 1)
+    except (OSError, CheckpointException) as error:
         raise ValueError(f"{folder}: {_first_line(error)}") from error
     return found
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +109,7 @@ class ShardedModel:
 
 def _last_hidden(model: Any, **inputs: Any) -> Tensor:
     hidden: Tensor = model.base_model(**inputs).last_hidden_state
-    return hidden
+    return hidden if hidden._base is None else hidden.clone()  # torch's hooks warn of what is a view (GPT-2)
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -120,7 +120,7 @@ def is_sharded(tensor: Tensor) -> bool:
 @torch.no_grad()
 def local(tensor: Tensor) -> Tensor:
     """This rank's part, in the same memory; of what is not sharded the tensor itself."""
-    part: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[operator]
+    part: Tensor = cast(Any, tensor).to_local() if is_sharded(tensor) else tensor
     return part
 
 
@@ -146,7 +146,7 @@ def whole_on_leader(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Te
     with ranks.sending():
         for name, tensor in tensors.items():
             if id(tensor) not in known:
-                one = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[operator]
+                one = cast(Any, tensor).full_tensor() if is_sharded(tensor) else tensor
                 known[id(tensor)] = one.detach().cpu() if ranks.leads else torch.empty(0)
             found[name] = known[id(tensor)]
     return found if ranks.leads else {}

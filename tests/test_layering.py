@@ -146,7 +146,7 @@ ARROWS: dict[str, set[str]] = {
         "trajectory",
     },
     "diagnosis_score": {"backbone", "batch", "critic", "diagnosis", "diagnosis_play", "packing", "token_packer"},
-    "saved_critic": {"backbone", "checkpoint", "config", "critic", "run_folder"},
+    "saved_critic": {"backbone", "checkpoint", "config", "critic", "run_folder", "sharded_checkpoint"},
     "warm_start": {"backbone", "batch", "config", "envs", "ops", "packing", "trajectory"},
     "doctor": {
         "adapted_backbone",
