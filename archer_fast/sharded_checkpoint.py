@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -30,8 +31,8 @@ def save_shards(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> No
 
     ranks.led(make)
     try:
-        with ranks.sending():
-            save(dict(tensors), storage_writer=FileSystemWriter(folder))
+        with ranks.sending(), _one_process_is_no_mistake():
+            save(dict(tensors), storage_writer=FileSystemWriter(folder), no_dist=ranks.size == 1)
     except CheckpointException as error:  # which is no Exception
         raise OSError(f"{folder}: {_first_line(error)}") from error
 
@@ -53,12 +54,18 @@ def load_shards(
     try:
         names = sorted(name for name in reader.read_metadata().state_dict_metadata if name.startswith(prefix))
         found = {name: torch.empty_like(like(name), requires_grad=False) for name in names}
-        with ranks.sending(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is what we mean
+        with ranks.sending(), _one_process_is_no_mistake():
             load(found, storage_reader=reader, no_dist=ranks.size == 1)
     except (OSError, CheckpointException) as error:
         raise ValueError(f"{folder}: {_first_line(error)}") from error
     return found
+
+
+@contextmanager
+def _one_process_is_no_mistake() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
 
 
 def _first_line(error: BaseException) -> str:

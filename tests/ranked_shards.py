@@ -82,7 +82,9 @@ def check_memory(ranks: Ranks) -> None:
     sizes = {"hidden_size": 64, "num_hidden_layers": 8, "intermediate_size": 256}
     backbone = Backbone(tiny_lm(seed=1, **sizes), None)
     whole = live_bytes() - before
-    blocks = [module for name, module in backbone.named_modules() if name.endswith(tuple(f"layers.{i}" for i in range(8)))]
+    blocks = [
+        module for name, module in backbone.named_modules() if name.endswith(tuple(f"layers.{i}" for i in range(8)))
+    ]
     block = sum(p.numel() * p.element_size() for p in blocks[0].parameters())
     others = whole - 8 * block  # embeddings, lm_head, the final norm
     assert len(blocks) == 8 and others < block
