@@ -166,11 +166,9 @@ class TurnCritic(nn.Module):
         self.own_trunk: Backbone | None = None
         self.target_trunk: Backbone | None = None
         if config.trunk == "separate":
-            self.own_trunk = reference.frozen_copy().requires_grad_(True)
-            self.target_trunk = reference.frozen_copy()
-            if shard_over is not None:  # both alike: the one follows the other part by part
-                self.own_trunk.shard(shard_over)
-                self.target_trunk.shard(shard_over)
+            # Divided alike, since the one follows the other part by part; each before the next is made whole.
+            self.own_trunk = _copy(reference, shard_over).requires_grad_(True)
+            self.target_trunk = _copy(reference, shard_over)
         elif config.trunk == "lora":
             assert lora is not None  # Config sees to it
             self.own_trunk = AdaptedBackbone(reference, "critic", lora, seed=seed)
@@ -207,6 +205,11 @@ class TurnCritic(nn.Module):
             for trunk in (self.trunk, self.target_trunk) if self.trains_trunk else ():
                 stack.enter_context(trunk.streamed() if trunk is not None else nullcontext())
             return stack.pop_all()
+
+
+def _copy(backbone: Backbone, shard_over: Ranks | None) -> Backbone:
+    twin = backbone.frozen_copy()
+    return twin if shard_over is None else twin.shard(shard_over)
 
 
 def _pairs(critic: TurnCritic) -> tuple[list[Tensor], list[Tensor]]:
