@@ -105,6 +105,8 @@ def _print(
     )
     if config.rollout.best_of > 1:
         console.print("not counted: the critic's choice among rollout.best_of actions", highlight=False)
+    if config.model.shard != "none":
+        console.print("not counted: model.shard, this is what a process takes that holds everything", highlight=False)
     console.print(advice(plan, config, memory), highlight=False, soft_wrap=True, markup=False)
 
 

@@ -161,6 +161,8 @@ class Ranks:
         """Around passes in which torch waits for the others now and then: their other errors stay what they are."""
         try:
             yield
+        except RankFailed:
+            raise
         except RuntimeError as error:
             if not isinstance(error, dist.DistError) and not any(word in str(error).lower() for word in _OF_BACKENDS):
                 raise

@@ -225,9 +225,9 @@ class RunState:
         first = self.config.seed * 1_000_000_000 + self.num_games
         seeds = [first + i // self.config.group_size for i in range(r.games)]
         self.watcher.phase("rollout", len(self.ranks.share(seeds)))
-        self.player.reset()  # keys and values of older weights
         forwarded = self.engine.num_forward_tokens
         with self._gathered():
+            self.player.reset()  # keys and values of older weights
             played = play_shared(
                 self.ranks,
                 self.player,
