@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -61,8 +63,8 @@ def test_gradients_memory_and_skipped_steps() -> None:
 # -- whole runs ------------------------------------------------------------------------------------
 
 
-def sharded(config: Config, shard: str = "full", **model: Any) -> Config:
-    return replace(config, model=replace(config.model, shard=shard, **model))
+def sharded(config: Config, shard: str = "full") -> Config:
+    return replace(config, model=replace(config.model, shard=shard))
 
 
 @pytest.fixture(scope="module")
@@ -145,13 +147,30 @@ def test_one_process_reads_the_critic(runs: tuple[Path, Path]) -> None:
     ids=["adapters", "shared trunk", "frozen trunk"],
 )
 def test_other_runs(settings: dict[str, Any], tmp_path: Path) -> None:
-    config = tiny_config("x", critic=settings["critic"])
+    model = replace(tiny_config("x").model, **settings.get("model", {}))
+    config = tiny_config("x", critic=settings["critic"], model=model)
     config.rollout.best_of = settings.get("best_of", 1)
     for name, shard in (("parts", "full"), ("whole", "none")):
-        config = sharded(config, shard, **settings.get("model", {}))
+        config = sharded(config, shard)
         found = train(tmp_path / name, 2, *saved(config, tmp_path))
         assert [status for status, *_ in found] == [0, 0], found
     assert_near(tmp_path / "parts", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_torchrun(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """As a user starts it, and what trains alone in parts: the same run."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = saved(sharded(tiny_config("x", critic=SEPARATE), "trained"), tmp_path)
+    found = subprocess.run(
+        [*command, "-m", "archer_fast", "train", "--out", str(tmp_path / "run"), *options],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert found.returncode == 0, found.stderr
+    assert "weights that train are sharded over the ranks" in found.stdout
+    assert_near(tmp_path / "run", runs[1])
 
 
 @pytest.mark.slow
@@ -177,6 +196,7 @@ def resumes(out: Path) -> None:
     assert [status for status, *_ in found] == [0, 0], found
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_others_and_loses_nothing(tmp_path: Path) -> None:
     out = tmp_path / "run"
     first, second = start(tmp_path, out)
