@@ -135,6 +135,29 @@ def check_steps_that_are_skipped(ranks: Ranks) -> None:
     assert meters.read()["skipped_steps"] == 1
 
 
+def check_a_pass_that_fails(ranks: Ranks) -> None:
+    """Its weights are in parts again, and the next pass is like any other."""
+    backbone = Backbone(tiny_lm(seed=1), None).shard(ranks)
+    with backbone.gathered(), torch.no_grad():
+        wanted = loss_of(backbone, 0)
+    (final_norm,) = (module for name, module in backbone.named_modules() if name == "model.model.norm")
+    for context in (backbone.streamed, backbone.gathered):
+
+        def fail(*_: object) -> None:
+            raise ZeroDivisionError
+
+        hook = final_norm.register_forward_hook(fail)
+        try:
+            with context(), torch.set_grad_enabled(context == backbone.streamed):
+                loss_of(backbone, 0)
+        except ZeroDivisionError:
+            hook.remove()
+        assert all(is_sharded(p) for p in backbone.parameters()), "its weights stayed whole"
+        with context(), torch.set_grad_enabled(context == backbone.streamed):
+            found = loss_of(backbone, 0)
+            assert torch.equal(found.detach(), wanted), (found, wanted)
+
+
 def check_passes_outside(ranks: Ranks) -> None:
     """They would wait for ranks that take none."""
     backbone = Backbone(tiny_lm(), None).shard(ranks)
@@ -161,6 +184,7 @@ def main() -> None:
         check_gradients(ranks, lambda: tiny_lm(seed=3).bfloat16(), 3e-2)
         check_memory(ranks)
         check_steps_that_are_skipped(ranks)
+        check_a_pass_that_fails(ranks)
         check_passes_outside(ranks)
 
 
