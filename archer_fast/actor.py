@@ -77,6 +77,16 @@ class ScoredActions(NamedTuple):
             batch.turn.long(),
         )
 
+    @classmethod
+    def none(cls, backbone: Backbone) -> ScoredActions:
+        """A pass over one token that scores nothing, all of whose gradients are 0: of a rank that has fewer passes than
+        the others, where each must take as many."""
+        device = backbone.device
+        token = torch.zeros(1, dtype=torch.int32, device=device)
+        ends = torch.tensor([0, 1], dtype=torch.int32, device=device)
+        ids, values = torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, device=device)
+        return cls(token, token, backbone.layout(ends, (1,)), ids, ids, values, values, values, ids, ids)
+
     def joined(self, taken: ScoredActions) -> ScoredActions:
         """These and the actions that were taken in the games which carry them, in one pass: this one's, whose tokens
         begin with those of `taken`."""
@@ -183,13 +193,17 @@ def accumulated_actor_loss(
     def losses() -> Iterator[Tensor]:
         for scored in passes:
             out = actor_loss(backbone, scored, kind=kind, num_actions=num_actions, **coefficients)
+            if scored.rows.numel() == 0:  # of a rank that keeps the others company: nothing to tell
+                yield out.loss
+                continue
             policy_losses.append(out.policy_loss)
             of_tokens, of_actions = scored.rows.numel() / num_tokens, scored.num_actions / num_actions
             means.append(torch.stack([out.entropy * of_tokens, out.clip_fraction * of_tokens, out.moved * of_actions]))
             by_turn.append(out.moved_by_turn)
             yield out.loss
 
-    loss = accumulate(losses(), [p for p in backbone.parameters() if p.requires_grad])
+    trained = [p for p in backbone.parameters() if p.requires_grad]  # before a pass, in which they may be others
+    loss = accumulate(losses(), trained, by_backward=backbone.sharding is not None)
     entropy, clip_fraction, moved = torch.stack(means).sum(0)
     policy_loss = torch.stack(policy_losses).sum()
     return ActorLoss(loss, policy_loss, entropy, clip_fraction, moved, torch.stack(by_turn).sum(0))
@@ -200,18 +214,27 @@ def count_scored(passes: Sequence[ScoredActions]) -> tuple[int, int]:
     return sum(scored.num_actions for scored in passes), sum(scored.rows.numel() for scored in passes)
 
 
-def accumulate(losses: Iterator[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    """The sum of the losses, each differentiated and forgotten before the next is asked for."""
-    return cast(Tensor, cast(Any, _Accumulate).apply(losses, *parameters))
+def accumulate(losses: Iterator[Tensor], parameters: Sequence[Tensor], *, by_backward: bool = False) -> Tensor:
+    """The sum of the losses, each differentiated and forgotten before the next is asked for.
+
+    by_backward: through the parameters' `grad`, which is cleared: a sharded model gives its gradients nowhere else.
+    """
+    return cast(Tensor, cast(Any, _Accumulate).apply(losses, by_backward, *parameters))
 
 
 class _Accumulate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, losses: Iterator[Tensor], *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, losses: Iterator[Tensor], by_backward: bool, *parameters: Tensor) -> Tensor:
         total = torch.zeros((), device=parameters[0].device)
         gradients: list[Tensor | None] = [None] * len(parameters)
+        if by_backward:
+            _forget(parameters)
         with torch.enable_grad():
             for loss in losses:
+                if by_backward:
+                    loss.backward()
+                    total = total + loss.detach()
+                    continue
                 found = list(torch.autograd.grad(loss, parameters, allow_unused=True))
                 total = total + loss.detach()
                 # One by one, so that there are never three gradients of all weights; not in place: two parameters may
@@ -221,10 +244,18 @@ class _Accumulate(torch.autograd.Function):
                     gradients[len(found)] = old if new is None else new if old is None else old + new
                     del new, old
         ctx.gradients = gradients
+        if by_backward:
+            ctx.gradients = [p.grad for p in parameters]
+            _forget(parameters)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
-        return None, *(None if g is None else g * grad_loss for g in gradients)
+        return None, None, *(None if g is None else g * grad_loss for g in gradients)
+
+
+def _forget(parameters: Sequence[Tensor]) -> None:
+    for p in parameters:
+        p.grad = None

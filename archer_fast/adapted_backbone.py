@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import safetensors.torch
@@ -15,6 +15,7 @@ from archer_fast.adapters import Adapters
 from archer_fast.backbone import Backbone
 from archer_fast.config import LoRAConfig
 from archer_fast.pass_counts import PassCounts
+from archer_fast.sharding import ShardedModel
 
 
 class AdaptedBackbone(Backbone):
@@ -24,11 +25,15 @@ class AdaptedBackbone(Backbone):
     Errors: ValueError without the extra `lora`, or where `lora.targets` are no linear layers of this model.
     """
 
+    _base: Backbone
+
     def __init__(
         self, base: Backbone, name: str, lora: LoRAConfig, *, seed: int = 0, home: Path | str | None = None
     ) -> None:
         nn.Module.__init__(self)  # not Backbone's: the base has prepared the model
-        object.__setattr__(self, "model", base.model)  # borrowed: not in parameters(), nor in state_dict()
+        # Borrowed: not in parameters(), nor in state_dict().
+        object.__setattr__(self, "model", base.model)
+        object.__setattr__(self, "_base", base)
         self.tokenizer, self.attention_impl, self.adapter = base.tokenizer, base.attention_impl, name
         self.checkpoints_activations = base.checkpoints_activations
         self.counts = PassCounts()
@@ -38,6 +43,14 @@ class AdaptedBackbone(Backbone):
         self.peft_config.base_model_name_or_path = str(base.model.name_or_path if home is None else home)
         self._names = list(weights)
         self.weights = nn.ParameterList(weights.values())
+
+    @property
+    def sharding(self) -> ShardedModel | None:
+        """The base's; an adapter is whole on every rank."""
+        return self._base.sharding
+
+    def writer(self) -> Callable[[Path], None]:
+        return self.save
 
     def save(self, folder: Path) -> None:
         """Write the adapter as peft does, and the tokenizer."""

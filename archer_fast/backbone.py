@@ -27,6 +27,8 @@ from archer_fast.adapters import Adapters
 from archer_fast.attention import Layout, PackedLayout, choose_impl
 from archer_fast.config import AttentionImpl
 from archer_fast.pass_counts import PassCounts
+from archer_fast.ranks import Ranks
+from archer_fast.sharding import ShardedModel, sharded_like, whole_on_leader
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +76,7 @@ class Backbone(nn.Module):
         self.adapter: str | None = None  # the one that acts in this backbone's passes
         self.checkpoints_activations = False  # blocks are computed again in backward
         self.counts = PassCounts()
+        self._sharding: ShardedModel | None = None
         _fuse_activations(model)
         parameter = next(model.parameters())
         self.attention_impl = choose_impl(attention, parameter.device, parameter.dtype)
@@ -119,13 +122,17 @@ class Backbone(nn.Module):
         return PackedLayout(cu_seqlens, lengths, self.attention_impl)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
-        """input_ids, position_ids [T] -> the last layer's hidden states after the final norm, [T, H]."""
+        """input_ids, position_ids [T] -> the last layer's hidden states after the final norm, [T, H].
+
+        Where the weights are sharded, only inside `gathered` or `streamed`, and so with `lm_head_weight`.
+        """
         self._act()
+        inputs = {"input_ids": input_ids[None], "position_ids": position_ids[None], "use_cache": False}
         with self._checkpointing():
-            out = self.model.base_model(
-                input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, layout=layout
-            )
-        hidden = cast(Tensor, out.last_hidden_state[0])
+            if self.sharding is not None:
+                hidden = self.sharding.last_hidden(**inputs, layout=layout)[0]
+            else:
+                hidden = cast(Tensor, self.model.base_model(**inputs, layout=layout).last_hidden_state[0])
         counts = self.counts.of(hidden)
         counts.tokens += input_ids.shape[0]
         counts.pairs += layout.num_pairs
@@ -142,10 +149,7 @@ class Backbone(nn.Module):
         if not (self.checkpoints_activations and torch.is_grad_enabled()):
             yield
             return
-        blocks = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
-        if not blocks:
-            kind = self.model.config.model_type
-            raise ValueError(f"model.activation_checkpointing: wanted false, transformers knows no blocks in {kind!r}")
+        blocks = self._blocks("model.activation_checkpointing: wanted false")
         for block in blocks:
             block.training = block.gradient_checkpointing = True  # the first until transformers has asked for it
             run = functools.partial(_checkpointed, self._act, block)
@@ -157,8 +161,38 @@ class Backbone(nn.Module):
                 block.training = block.gradient_checkpointing = False
                 del block._gradient_checkpointing_func
 
+    def _blocks(self, wanted: str) -> list[GradientCheckpointingLayer]:
+        """The decoder's blocks; ValueError, which begins with what was wanted, where none are known."""
+        blocks = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not blocks:
+            raise ValueError(f"{wanted}, transformers knows no blocks in {self.model.config.model_type!r}")
+        return blocks
+
+    # -- weights that are divided over the ranks -----------------------------------------------------
+
+    @property
+    def sharding(self) -> ShardedModel | None:
+        return self._sharding
+
+    def shard(self, ranks: Ranks) -> Backbone:
+        """Divide the weights over the ranks from now on, those of adapters excepted. Every rank calls; copies are made
+        before it, an optimizer is given the parameters after it."""
+        blocks = self._blocks("model.shard: wanted none")
+        ignored = {p for name, p in self.model.named_parameters() if _ADAPTER.search(name)}
+        self._sharding = ShardedModel(self.model, blocks, ranks, ignored)
+        return self
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Inside, any number of passes without gradients are taken; of a sharded model every rank enters."""
+        return nullcontext() if self.sharding is None else self.sharding.gathered()
+
+    def streamed(self) -> AbstractContextManager[None]:
+        """Inside, every rank takes the same number of passes, with gradients or without."""
+        return nullcontext() if self.sharding is None else self.sharding.streamed()
+
     def frozen_copy(self) -> Backbone:
         """The same weights now, never trained: the reference policy and the frozen critic trunk."""
+        assert self.sharding is None, "copies are made of whole weights"
         model = copy.deepcopy(self.model)
         if self.adapters is not None:
             _drop_adapters(model)
@@ -209,11 +243,25 @@ class Backbone(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder (safetensors, config, tokenizer) that any tool of that world loads."""
+        assert self.sharding is None, "the leading rank writes what `writer` has gathered"
+        self._write(folder, None)
+
+    def writer(self) -> Callable[[Path], None]:
+        """What writes the weights of now as `save` does. Every rank asks for it, and the leading one calls it: the
+        weights are on its CPU then, where they are sharded."""
+        if self.sharding is None:
+            return self.save
+        weights = dict(self.model.named_parameters(remove_duplicate=False)) | dict(self.model.named_buffers())
+        kept = weights.keys() & self.model.state_dict().keys()  # not the buffers that are made anew
+        whole = whole_on_leader({name: weights[name] for name in sorted(kept)}, self.sharding.ranks)
+        return functools.partial(self._write, weights=whole)
+
+    def _write(self, folder: Path, weights: dict[str, Tensor] | None) -> None:
         assert self.adapters is None, "a base is saved before others adapt it"
         config = self.model.config
         config._attn_implementation = "sdpa"
         try:
-            self.model.save_pretrained(folder, safe_serialization=True)
+            self.model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
             self.tokenizer.save_pretrained(folder)
         finally:
             config._attn_implementation = _ATTENTION_NAME
@@ -223,7 +271,9 @@ class Backbone(nn.Module):
         """Set the weights to those that `save` wrote there; ValueError where they are not of this model's shape."""
         try:
             saved = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=self.model.dtype)
-            self.model.load_state_dict(saved.state_dict())
+            own = self.model.state_dict()
+            weights = {k: sharded_like(v, own[k]) if k in own else v for k, v in saved.state_dict().items()}
+            self.model.load_state_dict(weights)
         except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
             raise ValueError(f"{folder}: wanted the weights of this model: {error}") from error
 

@@ -11,6 +11,7 @@ from archer_fast.checkpoint import replace_folder
 from archer_fast.evaluation import Evaluation
 from archer_fast.optim import GuardedStep
 from archer_fast.ranks import ALONE, Ranks
+from archer_fast.sharding import whole_on_leader
 
 OPTIMIZER = "actor_optimizer.safetensors"  # beside the Hugging Face files
 
@@ -35,10 +36,14 @@ class BestPolicy:
     def keep(self, iteration: int, evaluation: Evaluation) -> None:
         """The actor as it is now; `evaluation` is its own."""
 
+        write_policy, state = self.actor.writer(), {}
+        if self.keeps_optimizer:
+            state = whole_on_leader(self.step.state_tensors(), self.ranks)
+
         def write(path: Path) -> None:
-            self.actor.save(path)
+            write_policy(path)
             if self.keeps_optimizer:
-                (path / OPTIMIZER).write_bytes(safetensors.torch.save(self.step.state_tensors()))
+                (path / OPTIMIZER).write_bytes(safetensors.torch.save(state))
 
         self.found = (iteration, evaluation.mean_return, evaluation.standard_error)
         self.ranks.led(lambda: replace_folder(self.folder, write))

@@ -21,6 +21,7 @@ FORMAT = 3  # 1 held the buffer in one file, 2 the critic's features beside it
 MANIFEST = "manifest.json"
 BUFFER = "buffer"
 BEST = "best"
+SHARDS = "shards"
 
 
 class CheckpointError(RuntimeError):
@@ -32,7 +33,8 @@ class Checkpoint:
     """A verified checkpoint folder: `policy/` (Hugging Face), state.safetensors, state.json.
 
     And `buffer/`, which has a manifest of its own and is verified when it is loaded; `best/`, where a run may need the
-    best policy so far.
+    best policy so far; `shards/`, where the ranks of a run held tensors in parts: these are there, and not in
+    state.safetensors.
     """
 
     path: Path
@@ -51,6 +53,10 @@ class Checkpoint:
     def best(self) -> Path:
         return self.path / BEST
 
+    @property
+    def shards(self) -> Path:
+        return self.path / SHARDS
+
     def number(self, name: str) -> Any:
         if name not in self.numbers:
             raise CheckpointError(f"{self.path / 'state.json'}: field {name!r} is missing")
@@ -66,11 +72,12 @@ def save_checkpoint(
     numbers: dict[str, Any],
     keep: int = 2,
     best: Path | None = None,
+    shards: Path | None = None,
 ) -> Path:
     """Write folder/iteration-NNNNNN under a temporary name, sync it, rename it; then drop all but the last `keep`.
 
     `save_buffer(to, previous)` is given the folder of the last checkpoint's buffer, whose files it may link. `best`: a
-    folder of the best policy so far, to be kept too.
+    folder of the best policy so far, to be kept too. `shards`: a folder of what is not in `tensors`, to be moved here.
     Errors: OSError (a full disk, say) leaves every earlier checkpoint whole and no half-written one behind.
     """
     target = folder / f"iteration-{iteration:06d}"
@@ -81,6 +88,8 @@ def save_checkpoint(
         save_policy(path / "policy")
         if best is not None:
             shutil.copytree(best, path / BEST, copy_function=_link)
+        if shards is not None:
+            shards.rename(path / SHARDS)
         save_buffer(path / BUFFER, previous)
         copies = {name: value.detach().cpu().clone() for name, value in tensors.items()}
         (path / "state.safetensors").write_bytes(safetensors.torch.save(copies))

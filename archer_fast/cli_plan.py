@@ -109,6 +109,8 @@ def _print(
     if config.rollout.engine == "vllm":
         said = "not counted: vLLM's copy of the weights and its keys and values; rollouts are counted as embedded ones"
         console.print(said, highlight=False)
+    if config.model.shard != "none":
+        console.print("not counted: model.shard, this is what a process takes that holds everything", highlight=False)
     console.print(advice(plan, config, memory), highlight=False, soft_wrap=True, markup=False)
 
 

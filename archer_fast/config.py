@@ -22,6 +22,7 @@ ActorData = Literal["replay", "on_policy"]
 EngineName = Literal["embedded", "vllm"]
 ActionSource = Literal["fresh", "logged", "both"]
 Advantage = Literal["centred", "q_minus_v", "residual"]
+Shard = Literal["none", "trained", "full"]
 PolicyLoss = Literal["reinforce", "ppo_clip", "awr"]
 
 
@@ -123,6 +124,10 @@ class ModelConfig:
     activation_checkpointing: bool = False
     """Keep the input of each decoder block alone and compute the block again in backward (arXiv 1604.06174): far less
     memory a token of a pass with gradients, for a third more FLOPs (half as many again with adapters)."""
+    shard: Shard = "none"
+    """What several processes (torchrun) divide among them by torch's `fully_shard` instead of each holding it whole:
+    `trained`, weights that train, with their gradients and optimizer state; `full`, the frozen start policy too, which
+    with adapters is the base of all. Whole they are while games are played or actions sampled; else block by block."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`; auto takes a GPU where there is one."""
     threads: int | None = None
@@ -131,6 +136,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _within(self, max_pass_tokens=(1, 2**31 - 1))
+        if self.shard == "trained" and self.lora.rank:
+            raise ValueError("shard: wanted none or full with adapters, which are whole on every rank, got trained")
         if self.threads is not None:
             _at_least(self, threads=1)
 

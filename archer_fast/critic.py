@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ from archer_fast.backbone import Backbone
 from archer_fast.batch import PackedBatch, TreeBatch, repeated_actions, repeated_branches
 from archer_fast.config import CriticConfig, LoRAConfig
 from archer_fast.ops import linear_logprobs, polyak_
+from archer_fast.ranks import Ranks
+from archer_fast.sharding import local
 
 TURN_BUCKETS = 64  # turn indices the heads tell apart; later turns share the last
 
@@ -143,14 +146,20 @@ class TurnCritic(nn.Module):
 
     trunk `frozen`: the start policy, which is also the reference (no copy); `shared`: the actor's backbone;
     `lora`: an adapter on the start policy that the critic trains, and a target adapter; `separate`: a copy of the
-    start policy that the critic trains, with a target copy of its own.
+    start policy that the critic trains, with a target copy of its own. shard_over: who holds such copies in parts.
     """
 
     _actor: Backbone
     _reference: Backbone
 
     def __init__(
-        self, config: CriticConfig, actor: Backbone, reference: Backbone, seed: int, lora: LoRAConfig | None = None
+        self,
+        config: CriticConfig,
+        actor: Backbone,
+        reference: Backbone,
+        seed: int,
+        lora: LoRAConfig | None = None,
+        shard_over: Ranks | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -160,8 +169,9 @@ class TurnCritic(nn.Module):
         self.own_trunk: Backbone | None = None
         self.target_trunk: Backbone | None = None
         if config.trunk == "separate":
-            self.own_trunk = reference.frozen_copy().requires_grad_(True)
-            self.target_trunk = reference.frozen_copy()
+            # Divided alike, since the one follows the other part by part; each before the next is made whole.
+            self.own_trunk = _copy(reference, shard_over).requires_grad_(True)
+            self.target_trunk = _copy(reference, shard_over)
         elif config.trunk == "lora":
             assert lora is not None  # Config sees to it
             self.own_trunk = AdaptedBackbone(reference, "critic", lora, seed=seed)
@@ -190,7 +200,19 @@ class TurnCritic(nn.Module):
 
     def update_targets(self) -> None:
         """target <- (1 - tau) target + tau online, heads and a trunk of its own alike."""
-        polyak_(self._target, self._online, self.config.tau)
+        polyak_([local(one) for one in self._target], [local(one) for one in self._online], self.config.tau)
+
+    def streamed(self) -> ExitStack:
+        """Inside, every rank takes the same number of passes of a trunk that trains, and of its target."""
+        with ExitStack() as stack:
+            for trunk in (self.trunk, self.target_trunk) if self.trains_trunk else ():
+                stack.enter_context(trunk.streamed() if trunk is not None else nullcontext())
+            return stack.pop_all()
+
+
+def _copy(backbone: Backbone, shard_over: Ranks | None) -> Backbone:
+    twin = backbone.frozen_copy()
+    return twin if shard_over is None else twin.shard(shard_over)
 
 
 def _pairs(critic: TurnCritic) -> tuple[list[Tensor], list[Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from archer_fast.meters import Meters
 from archer_fast.ranks import ALONE, Ranks
+from archer_fast.sharding import is_sharded, local, sharded_like
 
 
 class NonFiniteLoss(RuntimeError):
@@ -28,7 +29,8 @@ class GuardedStep:
     """AdamW with gradient clipping; a step whose loss or gradient norm is not finite leaves the weights alone.
 
     The decision is made on the device (fused AdamW's `found_inf`), so a step costs no synchronisation;
-    `check`, once an iteration, reads what happened. ranks: over which loss and gradients are summed before the step.
+    `check`, once an iteration, reads what happened. ranks: over which loss and gradients are summed before the step;
+    those of sharded parameters come summed from backward, and the norm is that of all shards.
     """
 
     def __init__(
@@ -54,8 +56,8 @@ class GuardedStep:
         """Backward and step; `trajectory_ids` are the games of this batch, kept for a dump until `check`."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.ranks.sum_gradients(self.parameters)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        self.ranks.sum_gradients(p for p in self.parameters if not is_sharded(p))
+        norm = self._clip()
         bad = ~(torch.isfinite(norm) & torch.isfinite(self.ranks.sum(loss.detach())))
         self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]
@@ -64,6 +66,19 @@ class GuardedStep:
         self._flags.append(bad)
         self._games.append(trajectory_ids)
         meters.add(1.0, **{f"{self.name}_grad_norm": torch.where(bad, 0.0, norm)})
+
+    def _clip(self) -> Tensor:
+        """Scale the gradients to a norm of at most `max_grad_norm`; the norm [] that they had, alike on every rank."""
+        if not any(is_sharded(p) for p in self.parameters):
+            return torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        parts = [local(g) for g in gradients if is_sharded(g)]
+        whole = [g for g in gradients if not is_sharded(g)]
+        norms = [torch.nn.utils.get_total_norm(tensors) for tensors in (parts, whole)]
+        of_parts, of_whole = (norm.to(self.parameters[0].device, torch.float32).square() for norm in norms)
+        norm = (self.ranks.sum(of_parts) + of_whole).sqrt()
+        torch._foreach_mul_(parts + whole, (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        return norm
 
     def check(self, meters: Meters) -> None:
         """Count the steps skipped since the last check; NonFiniteLoss after `max_skipped` in a row."""
@@ -86,9 +101,13 @@ class GuardedStep:
         state = self.optimizer.state_dict()["state"]
         return {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
 
+    def like(self, name: str) -> Tensor:
+        """The parameter that a moment of this name in `state_tensors` is laid out as."""
+        return self.parameters[int(name.split(".", 1)[0])]
+
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = value
+            state.setdefault(int(index), {})[key] = sharded_like(value, self.like(name)) if value.dim() else value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})

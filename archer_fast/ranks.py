@@ -25,6 +25,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _CAUSE = "archer_fast/cause"
+_OF_BACKENDS = ("gloo", "nccl")  # in the texts of errors that are RuntimeErrors by type and no narrower
 _BUCKET = 1 << 24  # numbers that are summed together; a copy of as many is made
 
 
@@ -57,7 +58,7 @@ class Ranks:
         if self.size == 1:
             return [mine]
         found: list[Any] = [None] * self.size
-        with self._sending():
+        with self.sending():
             dist.all_gather_object(found, mine)
         return found
 
@@ -110,13 +111,16 @@ class Ranks:
         if self.size == 1:
             return tensor
         total = tensor.detach().clone()
-        with self._sending():
+        with self.sending():
             dist.all_reduce(total)
         return total
 
     @torch.no_grad()
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Every gradient becomes its sum over the ranks; where only some have one, that of the others counts as 0."""
+        """Every gradient becomes its sum over the ranks; where only some have one, that of the others counts as 0.
+
+        Of parameters that every rank holds whole; the gradients of sharded ones are summed in backward.
+        """
         if self.size == 1:
             return
         parameters = list(parameters)
@@ -128,7 +132,7 @@ class Ranks:
                 gradients.append(p.grad)
         for bucket in _buckets(gradients):
             flat = torch.cat([g.reshape(-1) for g in bucket])
-            with self._sending():
+            with self.sending():
                 dist.all_reduce(flat)
             for g, summed in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
                 g.copy_(summed.view_as(g))
@@ -137,20 +141,35 @@ class Ranks:
     def take_first(self, tensors: Iterable[Tensor]) -> None:
         """Rank 0's numbers, for everybody; in place."""
         if self.size > 1:
-            with self._sending():
+            with self.sending():
                 for tensor in tensors:
                     dist.broadcast(tensor, 0)
 
     @contextmanager
-    def _sending(self) -> Iterator[None]:
+    def sending(self) -> Iterator[None]:
+        """Around what waits for the others alone. Errors: RankFailed, with the cause where one was told."""
         self.is_waiting = True
         try:
             yield
         except RuntimeError as error:  # torch has no narrower one for all backends
-            cause = self._told_cause() or error
-            raise RankFailed(f"rank {self.rank} of {self.size} has lost another one: {cause}") from error
+            raise self._lost(error) from error
         finally:
             self.is_waiting = False
+
+    @contextmanager
+    def sending_within(self) -> Iterator[None]:
+        """Around passes in which torch waits for the others now and then: their other errors stay what they are."""
+        try:
+            yield
+        except RankFailed:
+            raise
+        except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and not any(word in str(error).lower() for word in _OF_BACKENDS):
+                raise
+            raise self._lost(error) from error
+
+    def _lost(self, error: Exception) -> RankFailed:
+        return RankFailed(f"rank {self.rank} of {self.size} has lost another one: {self._told_cause() or error}")
 
     def tell_cause(self, error: BaseException) -> None:
         """Leave word for the others of why this rank ends."""

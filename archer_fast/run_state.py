@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from archer_fast import _C
 from archer_fast.adapted_backbone import AdaptedBackbone
@@ -41,6 +45,8 @@ from archer_fast.rollout.engines import Engines, check_engine
 from archer_fast.rollout.policy_engine import PolicyEngine
 from archer_fast.rollout.shared import play_shared
 from archer_fast.run_folder import RunFolder, read_json, write_json, write_text
+from archer_fast.sharded_checkpoint import load_shards, save_shards
+from archer_fast.sharding import is_sharded
 from archer_fast.start_policy import start_policy
 from archer_fast.trajectory import Trajectory
 from archer_fast.turn_features import FeatureLayout
@@ -163,8 +169,14 @@ class RunState:
         if generator is None:
             raise CheckpointError(f"{checkpoint.path / 'state.safetensors'}: field 'generator' is missing")
         run.generator.set_state(generator)
+        tensors = checkpoint.tensors
+        if checkpoint.shards.is_dir():
+            try:
+                tensors = tensors | load_shards(checkpoint.shards, run.learner.like, ranks=ranks)
+            except (KeyError, IndexError, ValueError) as error:
+                raise CheckpointError(f"{checkpoint.shards}: {error}") from error
         try:
-            run.learner.load_state_tensors(checkpoint.tensors)
+            run.learner.load_state_tensors(tensors)
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{checkpoint.path / 'state.safetensors'}: field {error}") from error
         try:
@@ -195,6 +207,9 @@ class RunState:
             say(f"adapters of rank {rank} on one base: the actor trains {trained:,} parameters")
         if self.ranks.size > 1:
             say(f"{self.ranks.size} ranks: games, passes and sampling are shared, gradients summed")
+        if self.config.model.shard != "none":
+            sharded = "all weights are" if self.config.model.shard == "full" else "weights that train are"
+            say(f"{sharded} sharded over the ranks, with their gradients and optimizer state")
         say(f"device {self.actor.device}, {torch.get_num_threads()} threads, attention {self.actor.attention_impl}")
         if self.peak_flops is not None:
             say(f"utilisation is of {self.peak_flops / 1e12:,.0f} TFLOP/s a device, by its data sheet")
@@ -234,20 +249,21 @@ class RunState:
         first = self.config.seed * 1_000_000_000 + self.num_games
         seeds = [first + i // self.config.group_size for i in range(r.games)]
         self.watcher.phase("rollout", len(self.ranks.share(seeds)))
-        self.player.reset()  # keys and values of older weights
         forwarded = self.engine.num_forward_tokens
-        played = play_shared(
-            self.ranks,
-            self.player,
-            lambda: self.spec.make_env(**self.config.task.options),
-            encoder(self.actor.tokenizer),
-            self.actor.tokenizer.decode,
-            seeds,
-            policy_version=self.learner.actor_step.num_steps,
-            max_dropped_share=r.max_dropped_share,
-            on_game=lambda game: self.watcher.advance(),
-            on_call=self.watcher.calling,
-        )
+        with self._gathered():
+            self.player.reset()  # keys and values of older weights
+            played = play_shared(
+                self.ranks,
+                self.player,
+                lambda: self.spec.make_env(**self.config.task.options),
+                encoder(self.actor.tokenizer),
+                self.actor.tokenizer.decode,
+                seeds,
+                policy_version=self.learner.actor_step.num_steps,
+                max_dropped_share=r.max_dropped_share,
+                on_game=lambda game: self.watcher.advance(),
+                on_call=self.watcher.calling,
+            )
         self.num_games += r.games
         meters.count(processed_tokens=self.engine.num_forward_tokens - forwarded)
         meters.count_once(
@@ -296,15 +312,30 @@ class RunState:
 
     def save(self) -> Path:
         """Checkpoint everything an exact resume needs; where it lies."""
-        return self.ranks.led(self._write_checkpoint)
+        write_policy, tensors = self.actor.writer(), self.learner.state_tensors()
+        parts = {name: tensor for name, tensor in tensors.items() if is_sharded(tensor)}
+        whole = {name: tensor for name, tensor in tensors.items() if name not in parts}
+        if not parts:
+            return self.ranks.led(lambda: self._write_checkpoint(write_policy, whole, None))
+        # Written by all before the leading rank makes a checkpoint of everything: a run that is killed in between
+        # leaves a folder that no checkpoint is, and that the next save makes anew.
+        shards = self.folder.checkpoints / ".shards.writing"
+        try:
+            save_shards(shards, parts, self.ranks)
+            return self.ranks.led(lambda: self._write_checkpoint(write_policy, whole, shards))
+        finally:
+            if self.ranks.leads:  # what a full disk has left
+                shutil.rmtree(shards, ignore_errors=True)
 
-    def _write_checkpoint(self) -> Path:
+    def _write_checkpoint(
+        self, write_policy: Callable[[Path], None], tensors: dict[str, Tensor], shards: Path | None
+    ) -> Path:
         return save_checkpoint(
             self.folder.checkpoints,
             self.iteration,
-            self.actor.save,
+            write_policy,
             self.learner.buffer.save,
-            {**self.learner.state_tensors(), "generator": self.generator.get_state()},
+            {**tensors, "generator": self.generator.get_state()},
             {
                 "iteration": self.iteration,
                 "num_games": self.num_games,
@@ -313,6 +344,7 @@ class RunState:
                 "collapse": self.collapse.state(),
             },
             best=self.folder.best if self.best.keeps_optimizer else None,
+            shards=shards,
         )
 
     # -- begin and end -----------------------------------------------------------------------------
@@ -330,7 +362,8 @@ class RunState:
         """Evaluate the last policy and the best one, keep the better in best/, write summary.json."""
         games = self.config.eval.final_games
         last = self._evaluate(games, final=True)
-        self.ranks.led(lambda: replace_folder(self.folder.final, self.actor.save))
+        write_policy = self.actor.writer()
+        self.ranks.led(lambda: replace_folder(self.folder.final, write_policy))
         greedy = self._evaluate(games, greedy=True, final=True)
         self.actor.restore(self.folder.best)
         best = self._evaluate(games, final=True)
@@ -364,20 +397,21 @@ class RunState:
     ) -> Evaluation:
         """`final`: on games of their own, not those by which the best policy was chosen; `alone`: no critic chooses."""
         self.watcher.phase("evaluate", games)
-        evaluation = evaluate_policy(
-            self.actor,
-            self.stop_token_id,
-            self.config.task,
-            self.config.rollout,
-            games=games,
-            seed=2 * self.config.seed + final,
-            greedy=greedy,
-            player=(lambda engine: engine) if alone else self._player,
-            make_engine=self.engines.make,
-            on_game=lambda game: self.watcher.advance(),
-            on_call=self.watcher.calling,
-            ranks=self.ranks,
-        )
+        with self._gathered():
+            evaluation = evaluate_policy(
+                self.actor,
+                self.stop_token_id,
+                self.config.task,
+                self.config.rollout,
+                games=games,
+                seed=2 * self.config.seed + final,
+                greedy=greedy,
+                player=(lambda engine: engine) if alone else self._player,
+                make_engine=self.engines.make,
+                on_game=lambda game: self.watcher.advance(),
+                on_call=self.watcher.calling,
+                ranks=self.ranks,
+            )
         if evaluation.num_games and not greedy:
             evaluation.kl = self.learner.kl_to_start(evaluation.trajectories)
         return evaluation
@@ -388,6 +422,16 @@ class RunState:
             return engine
         assert isinstance(self.learner, Archer)  # Config sees to it
         return BestOfEngine(engine, self.config.rollout.best_of, self.learner.score)
+
+    @contextmanager
+    def _gathered(self) -> Iterator[None]:
+        """Inside, what plays has its weights whole: the actor, and what a critic that chooses reads."""
+        with self.actor.gathered():
+            if isinstance(self.learner, Archer) and self.config.rollout.best_of > 1:
+                with self.learner.critic.trunk.gathered():
+                    yield
+            else:
+                yield
 
     def _show(self, path: Path, evaluation: Evaluation) -> None:
         games = [render_game(game, self.actor.tokenizer) for game in evaluation.trajectories[:GAMES_SHOWN]]
@@ -428,7 +472,11 @@ def _engines(config: Config, folder: RunFolder, actor: Backbone) -> Engines:
 
 
 def check_ranks(config: Config, ranks: Ranks) -> None:
-    """ValueError where some rank would have no game."""
+    """ValueError where some rank would have no game, or where one process is to share weights."""
+    if config.model.shard != "none" and ranks.size == 1:
+        raise ValueError(
+            f"model.shard: wanted none with one process, got {config.model.shard}; start several with torchrun"
+        )
     games = {
         "rollout.games": config.rollout.games,
         "batch_games": config.update.batch_games,

@@ -13,6 +13,7 @@ from archer_fast.checkpoint import MANIFEST, CheckpointError, list_checkpoints, 
 from archer_fast.config import AttentionImpl, Config
 from archer_fast.critic import TurnCritic
 from archer_fast.run_folder import RunFolder, is_run, no_run
+from archer_fast.sharded_checkpoint import load_shards
 
 _PREFIX = "critic."
 
@@ -58,7 +59,7 @@ def load_saved_critic(
     """
     saved = load_checkpoint(checkpoint)
     weights = {k.removeprefix(_PREFIX): v for k, v in saved.tensors.items() if k.startswith(_PREFIX)}
-    if not any(name.startswith("heads.q.") for name in weights):
+    if not any(name.startswith("heads.q.") for name in weights):  # they are whole on every rank
         raise ValueError(
             f"wanted a run with a turn critic, got {str(checkpoint)!r}, whose algorithm ({config.algorithm}) keeps none"
         )
@@ -68,6 +69,13 @@ def load_saved_critic(
     )
     reference, _ = load_backbone(str(start), device=device, dtype=dtype, attention=attention, stop_token=stop_token)
     critic = TurnCritic(config.critic, policy, reference.requires_grad_(False), seed=0, lora=config.model.lora)
+    if saved.shards.is_dir():
+        own = critic.state_dict()
+        try:
+            parts = load_shards(saved.shards, lambda name: own[name.removeprefix(_PREFIX)], prefix=_PREFIX)
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(f"{saved.shards}: {error} (written by another archer_fast?)") from error
+        weights |= {name.removeprefix(_PREFIX): value for name, value in parts.items()}
     _load_weights(critic, weights, checkpoint)
     return SavedCritic(critic.requires_grad_(False), policy.requires_grad_(False), stop_token_id)
 

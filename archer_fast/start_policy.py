@@ -100,7 +100,7 @@ def _scripted_games(config: Config, watcher: Watcher) -> list[ScriptedGame]:
 def _key(config: Config, games: list[ScriptedGame], vocabulary: list[str], student: Backbone) -> str:
     """A digest of everything the cloned weights depend on: texts, settings, the student's weights, the version."""
     model = dataclasses.asdict(config.model)
-    del model["lora"]  # adapters come after the clone
+    del model["lora"], model["shard"]  # they come after the clone
     settings = {
         "warm_start": dataclasses.asdict(config.warm_start),
         "model": model,

@@ -1,10 +1,11 @@
 """Twenty updates of an algorithm on games that every rank is given; as a program, of each case, on torchrun's ranks.
 
-torchrun --standalone --nproc-per-node 2 tests/ranked_updates.py FOLDER
+torchrun --standalone --nproc-per-node 2 tests/ranked_updates.py FOLDER [sharded]
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from tiny_learners import STOP, VOCAB, make_learner, random_games
+from tiny_learners import STOP, VOCAB, MakeLM, make_learner, random_games
 from tiny_lm import tiny_lm
 from torch import Tensor
 
@@ -34,6 +35,7 @@ from archer_fast.config import (
 )
 from archer_fast.meters import Meters
 from archer_fast.ranks import ALONE, Ranks, joined_ranks
+from archer_fast.sharding import is_sharded
 
 ITERATIONS, STEPS = 5, 4
 
@@ -92,9 +94,43 @@ CASES = {
 }
 
 
-def updates(config: Config, ranks: Ranks = ALONE) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
-    """The rows of `ITERATIONS` iterations of `STEPS` actor steps each, and the weights they end with."""
-    learner = make_learner(tiny_lm, config, ranks=ranks)
+SEPARATE = CriticConfig("separate", hidden_size=16, batch_turns=12, epochs=4)
+SHARED = CriticConfig("shared", hidden_size=16, batch_turns=12, epochs=4)
+PASSES = {"max_pass_tokens": 60}
+# With weights in parts; passes of so few tokens that one rank has fewer of them than the other, which must wait for it.
+SHARDED = {
+    "frozen trunk": config_of(model=ModelConfig(shard="full", **PASSES)),
+    "shared trunk": config_of(critic=SHARED, model=ModelConfig(shard="full", **PASSES)),
+    "separate trunk": config_of(critic=SEPARATE, model=ModelConfig(shard="full", **PASSES)),
+    "what trains": config_of(critic=SEPARATE, model=ModelConfig(shard="trained", **PASSES)),
+    "base of adapters": config_of(
+        critic=CriticConfig("lora", hidden_size=16, batch_turns=12, epochs=4),
+        model=ModelConfig(lora=LoRAConfig(rank=2), shard="full", **PASSES),
+    ),
+    "base of adapters, blocks computed again": config_of(
+        model=ModelConfig(lora=LoRAConfig(rank=2), shard="full", activation_checkpointing=True, **PASSES)
+    ),
+    "tied, blocks computed again": config_of(
+        critic=SHARED, model=ModelConfig(shard="full", activation_checkpointing=True, **PASSES)
+    ),
+    "published, token baseline": config_of(
+        actor=replace(CASES["published"].actor, token_baseline=True),
+        critic=CASES["published"].critic,
+        model=ModelConfig(shard="full", **PASSES),
+    ),
+    "ppo": replace(CASES["ppo"], model=ModelConfig(shard="full", **PASSES)),
+}
+
+
+def model_of(case: str) -> MakeLM:
+    return functools.partial(tiny_lm, tie_word_embeddings=True) if case.startswith("tied") else tiny_lm
+
+
+def updates(
+    config: Config, ranks: Ranks = ALONE, make_lm: MakeLM = tiny_lm
+) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    """The rows of `ITERATIONS` iterations of `STEPS` actor steps each, and the weights they end with, whole."""
+    learner = make_learner(make_lm, config, ranks=ranks)
     learner.engine.sample_alternatives = some_actions
     rows = []
     for iteration in range(ITERATIONS):
@@ -103,8 +139,14 @@ def updates(config: Config, ranks: Ranks = ALONE) -> tuple[list[dict[str, float]
         learner.update_critic(meters)
         learner.update_actor(meters)
         rows.append(meters.read() | {"eval_kl": learner.kl_to_start(random_games(5, seed=99))})
-    weights = {f"actor.{name}": p.detach().clone() for name, p in learner.actor.named_parameters()}
-    return rows, weights | {name: value.detach().clone() for name, value in learner.state_tensors().items()}
+    weights = {f"actor.{name}": p for name, p in learner.actor.named_parameters()} | learner.state_tensors()
+    return rows, {name: whole(value).detach().clone() for name, value in weights.items()}
+
+
+def whole(tensor: Any) -> Tensor:
+    """Of a tensor in parts all of them; every rank calls."""
+    found: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
+    return found
 
 
 def some_actions(batch: PackedBatch, turn_ids: Tensor) -> Alternatives:
@@ -123,14 +165,14 @@ def some_actions(batch: PackedBatch, turn_ids: Tensor) -> Alternatives:
     return Alternatives(ids, torch.where(used, -2.0, 0.0), lengths, turn_ids)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, cases: dict[str, Config]) -> None:
     torch.set_num_threads(1)
     with joined_ranks(seconds=60) as ranks:
-        for name, config in CASES.items():
-            rows, tensors = updates(replace(config), ranks)
+        for name, config in cases.items():
+            rows, tensors = updates(replace(config), ranks, model_of(name))
             save_file(tensors, folder / f"{name}-{ranks.rank}.safetensors")
             (folder / f"{name}-{ranks.rank}.json").write_text(json.dumps(rows))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), SHARDED if "sharded" in sys.argv[2:] else CASES)

@@ -445,8 +445,9 @@ def test_what_does_not_fit_says_which_knob(options: list[str], advice: str, caps
 def test_a_local_folder_is_planned_by_its_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = build_causal_lm("llama", **MODELS["llama"])
     model.save_pretrained(tmp_path / "model")
-    main(["plan", "--model.path", str(tmp_path / "model"), "--model.lora.rank", "2"])
-    assert "M of them in adapters train" in capsys.readouterr().out
+    main(["plan", "--model.path", str(tmp_path / "model"), "--model.lora.rank", "2", "--model.shard", "full"])
+    said = capsys.readouterr().out
+    assert "M of them in adapters train" in said and "not counted: model.shard" in said
 
 
 @pytest.mark.parametrize(

@@ -29,5 +29,8 @@ def make_learner(
     buffer: TrajectoryBuffer,
     ranks: Ranks = ALONE,
 ) -> Learner:
-    """The learner that `config.algorithm` names."""
-    return LEARNERS[config.algorithm](config, actor, reference, engine, buffer, ranks)
+    """The learner that `config.algorithm` names, of whole models, which are sharded here where `config` says so."""
+    learner = LEARNERS[config.algorithm](config, actor, reference, engine, buffer, ranks)
+    if config.model.shard == "full":
+        reference.shard(ranks)  # once everything that begins as its copy is made, adapters are put into it
+    return learner

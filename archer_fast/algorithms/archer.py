@@ -69,7 +69,8 @@ class Archer(Learner):
         c, patience = config.critic, config.max_skipped_steps
         self.needs_logprobs = config.actor.loss == "ppo_clip" and config.actor.actions != "fresh"
         self.critic_epochs, self.warmup_iterations = c.epochs, c.warmup_iterations
-        self.critic = TurnCritic(c, actor, reference, seed=config.seed + 1, lora=config.model.lora)
+        over = ranks if config.model.shard != "none" else None
+        self.critic = TurnCritic(c, actor, reference, config.seed + 1, config.model.lora, shard_over=over)
         self.layout = FeatureLayout.of(reference)
         wanted = 0 if self.critic.trains_trunk else self.layout.row_bytes
         if buffer.feature_bytes != wanted:
@@ -123,8 +124,9 @@ class Archer(Learner):
         with Prefetcher(reads) if self.reads_ahead else nullcontext(reads) as replayed:
             for epoch, turns in enumerate(replayed):
                 share = turns.turn_ids.size / sizes[epoch]
-                loss = self._critic_loss(turns, None if fresh is None else fresh[epoch], share, meters)
-                self.critic_step(loss * share, meters, games[epoch])
+                with self.critic.streamed():  # one pass of each trunk on every rank, which has a game at least
+                    loss = self._critic_loss(turns, None if fresh is None else fresh[epoch], share, meters)
+                    self.critic_step(loss * share, meters, games[epoch])
                 self.critic.update_targets()
                 on_step()
         self.critic_step.check(meters)
@@ -284,28 +286,29 @@ class Archer(Learner):
         games, inverse, counts = np.unique(owner, return_inverse=True, return_counts=True)
         by_count = np.argsort(counts, kind="stable")
         num_chunks = max(self.ranks.size, -(-games.size // self.config.actor.batch_games))
-        for chunk in self.ranks.share(np.array_split(by_count, min(num_chunks, games.size))):
-            self.on_pass("sampling of fresh actions")
-            chosen = np.sort(chunk)
-            batch = self.collate(games[chosen])
-            row_of_game = np.full(games.size, -1)
-            row_of_game[chosen] = np.arange(chosen.size)
-            places = np.nonzero(row_of_game[inverse] >= 0)[0]
-            rows = row_of_game[inverse[places]]
-            order = np.argsort(rows, kind="stable")
-            places, rows = places[order], rows[order]
-            column = np.arange(rows.size) - np.searchsorted(rows, rows)
-            first_turn = self.buffer.turn_span(games[chosen])[0]
-            turn_in_batch = batch.cu_turns[:-1].cpu().numpy()[rows] + (wanted[places] - first_turn[rows])
-            turn_ids = np.full((chosen.size, counts[chosen].max()), -1, np.int64)
-            turn_ids[rows, column] = turn_in_batch
-            alternatives = self.engine.sample_alternatives(batch, torch.from_numpy(turn_ids).to(self.actor.device))
-            for part, own, tree in self._trees(games[chosen], batch, alternatives):
-                action = read_tree(trunk, own, tree, self.config.rollout.temperature).action
-                meters.count(processed_tokens=tree.input_ids.numel(), useful_tokens=tree.rows.numel())
-                at = torch.from_numpy(places[np.isin(rows, part)]).to(self.actor.device)
-                hidden[at] = action.hidden.float()
-                numbers[:, at] = torch.stack([action.logprob, action.repeated])
+        with self.actor.gathered(), trunk.gathered():
+            for chunk in self.ranks.share(np.array_split(by_count, min(num_chunks, games.size))):
+                self.on_pass("sampling of fresh actions")
+                chosen = np.sort(chunk)
+                batch = self.collate(games[chosen])
+                row_of_game = np.full(games.size, -1)
+                row_of_game[chosen] = np.arange(chosen.size)
+                places = np.nonzero(row_of_game[inverse] >= 0)[0]
+                rows = row_of_game[inverse[places]]
+                order = np.argsort(rows, kind="stable")
+                places, rows = places[order], rows[order]
+                column = np.arange(rows.size) - np.searchsorted(rows, rows)
+                first_turn = self.buffer.turn_span(games[chosen])[0]
+                turn_in_batch = batch.cu_turns[:-1].cpu().numpy()[rows] + (wanted[places] - first_turn[rows])
+                turn_ids = np.full((chosen.size, counts[chosen].max()), -1, np.int64)
+                turn_ids[rows, column] = turn_in_batch
+                alternatives = self.engine.sample_alternatives(batch, torch.from_numpy(turn_ids).to(self.actor.device))
+                for part, own, tree in self._trees(games[chosen], batch, alternatives):
+                    action = read_tree(trunk, own, tree, self.config.rollout.temperature).action
+                    meters.count(processed_tokens=tree.input_ids.numel(), useful_tokens=tree.rows.numel())
+                    at = torch.from_numpy(places[np.isin(rows, part)]).to(self.actor.device)
+                    hidden[at] = action.hidden.float()
+                    numbers[:, at] = torch.stack([action.logprob, action.repeated])
         meters.count(processed_tokens=self.engine.num_forward_tokens - forwarded)
         hidden, numbers = self.ranks.sum(hidden), self.ranks.sum(numbers)
         return [ActionFeatures(h, *n) for h, n in zip(hidden.split(sizes), numbers.split(sizes, 1), strict=True)]
@@ -341,27 +344,29 @@ class Archer(Learner):
         num_games, states, games = games.size, self._choose_states(games, own_games), games[own_games]
         batch, forwarded = self.collate(games), self.engine.num_forward_tokens
         self.on_pass("sampling of fresh actions")
-        alternatives = self.engine.sample_alternatives(batch, states)
+        with self.actor.gathered():
+            alternatives = self.engine.sample_alternatives(batch, states)
         passes, credits, residuals, q_values, moved, rows, num_fresh = [], [], [], [], [], [], 0
-        for _, own, tree in self._trees(games, batch, alternatives):
-            read = start = read_tree(self.critic.trunk, own, tree, temperature, taken=both)
-            if self.critic.trunk is not self.reference:
-                start = read_tree(self.reference, own, tree, temperature, taken=both)
-            advantages, q = credit_alternatives(self.critic.heads, read.state, read.action, tree.turn_ids, a)
-            scored = ScoredActions.of_tree(tree, own, start.token_logprobs, advantages)
-            if read.taken is not None and start.taken is not None:
-                residual = credit_logged(self.critic.heads, read.taken, own, a, self.config.gamma)
-                residuals.append(residual)
-                ref_logprobs = start.taken.token_logprobs
-                scored = scored.joined(ScoredActions.of_games(own, tree.layout, ref_logprobs, residual))
-            passes.append(scored)
-            credits.append(advantages)
-            q_values.append(q)
-            moved.append((tree.rollout_logprobs - start.token_logprobs).sum())
-            num_fresh += tree.num_branches
-            rows.append(row_tokens(tree.position_ids, tree.action_positions))
-            if both:
-                rows.append(row_tokens(own.position_ids, own.action_positions))
+        with self.critic.trunk.gathered(), self.reference.gathered():
+            for _, own, tree in self._trees(games, batch, alternatives):
+                read = start = read_tree(self.critic.trunk, own, tree, temperature, taken=both)
+                if self.critic.trunk is not self.reference:
+                    start = read_tree(self.reference, own, tree, temperature, taken=both)
+                advantages, q = credit_alternatives(self.critic.heads, read.state, read.action, tree.turn_ids, a)
+                scored = ScoredActions.of_tree(tree, own, start.token_logprobs, advantages)
+                if read.taken is not None and start.taken is not None:
+                    residual = credit_logged(self.critic.heads, read.taken, own, a, self.config.gamma)
+                    residuals.append(residual)
+                    ref_logprobs = start.taken.token_logprobs
+                    scored = scored.joined(ScoredActions.of_games(own, tree.layout, ref_logprobs, residual))
+                passes.append(scored)
+                credits.append(advantages)
+                q_values.append(q)
+                moved.append((tree.rollout_logprobs - start.token_logprobs).sum())
+                num_fresh += tree.num_branches
+                rows.append(row_tokens(tree.position_ids, tree.action_positions))
+                if both:
+                    rows.append(row_tokens(own.position_ids, own.action_positions))
         num_reads = 2 if self.critic.trunk is self.reference else 3
         sampled = self.engine.num_forward_tokens - forwarded
         num_tokens = sum(scored.input_ids.numel() for scored in passes)
@@ -378,19 +383,20 @@ class Archer(Learner):
     def _logged_passes(self, games: np.ndarray, meters: Meters) -> list[ScoredActions]:
         """All turns of these games, with the actions that were taken and their advantages."""
         passes, credits, temperature = [], [], self.config.rollout.temperature
-        for part in self.own_passes(self.buffer.lengths(games).tolist()):
-            batch = self.collate(games[part])
-            with torch.no_grad():
-                features = read_games(self.critic.trunk, batch, temperature)
-                ref_logprobs = features.token_logprobs
-                if self.critic.trunk is not self.reference:
-                    ref_logprobs = read_games(self.reference, batch, temperature).token_logprobs
-            num_reads = 2 if self.critic.trunk is self.reference else 3
-            meters.count(processed_tokens=num_reads * batch.num_tokens)
-            advantages = credit_logged(self.critic.heads, features, batch, self.config.actor, self.config.gamma)
-            layout = self.actor.layout(batch.cu_seqlens, batch.lengths)
-            passes.append(ScoredActions.of_games(batch, layout, ref_logprobs, advantages))
-            credits.append(advantages)
+        with self.critic.trunk.gathered(), self.reference.gathered():
+            for part in self.own_passes(self.buffer.lengths(games).tolist()):
+                batch = self.collate(games[part])
+                with torch.no_grad():
+                    features = read_games(self.critic.trunk, batch, temperature)
+                    ref_logprobs = features.token_logprobs
+                    if self.critic.trunk is not self.reference:
+                        ref_logprobs = read_games(self.reference, batch, temperature).token_logprobs
+                num_reads = 2 if self.critic.trunk is self.reference else 3
+                meters.count(processed_tokens=num_reads * batch.num_tokens)
+                advantages = credit_logged(self.critic.heads, features, batch, self.config.actor, self.config.gamma)
+                layout = self.actor.layout(batch.cu_seqlens, batch.lengths)
+                passes.append(ScoredActions.of_games(batch, layout, ref_logprobs, advantages))
+                credits.append(advantages)
         meters.add(advantage_std=torch.cat(credits).std(correction=0))
         return passes
 

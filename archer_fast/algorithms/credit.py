@@ -88,11 +88,12 @@ class TokenBaseline:
     def __call__(self, passes: list[ScoredActions], games: Int64, meters: Meters) -> list[ScoredActions]:
         """The passes with b subtracted, as it was before its own step towards their advantages."""
         values = []
-        for scored in passes:
-            with torch.no_grad():
-                hidden = self.reference(scored.input_ids, scored.position_ids, scored.layout)[scored.rows]
-            values.append(self.value(StateFeatures(hidden, scored.turn)).mean(0))
-            meters.count(processed_tokens=scored.input_ids.numel())
+        with self.reference.gathered():
+            for scored in passes:
+                with torch.no_grad():
+                    hidden = self.reference(scored.input_ids, scored.position_ids, scored.layout)[scored.rows]
+                values.append(self.value(StateFeatures(hidden, scored.turn)).mean(0))
+                meters.count(processed_tokens=scored.input_ids.numel())
         advantages = torch.cat([scored.advantages for scored in passes])
         squares = (torch.cat(values) - advantages).square()
         loss = squares.sum() / self.ranks.sum(torch.tensor(squares.numel())).item()

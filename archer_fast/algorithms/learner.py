@@ -22,6 +22,7 @@ from archer_fast.optim import GuardedStep
 from archer_fast.packing import Int64, pack_trajectories
 from archer_fast.ranks import ALONE, Ranks
 from archer_fast.rollout.policy_engine import PolicyEngine
+from archer_fast.sharding import sharded_like
 from archer_fast.token_packer import pack_tokens
 from archer_fast.trajectory import Trajectory
 
@@ -66,6 +67,8 @@ class Learner:
         self.staging = DeviceStaging(actor.device)
         self.on_pass: Callable[[str], object] = ignore  # told of the longer passes before they begin
         self._has_stepped = False  # since the last `insert`
+        if config.model.shard != "none" and not config.model.lora.rank:
+            actor.shard(ranks)  # before an optimizer is given what it moves
         self.rng = np.random.default_rng([config.seed, 2])  # which games and turns the actor visits
         group = [{"params": list(actor.parameters()), "lr": self.update.lr}]
         self.actor_step = GuardedStep("actor", group, self.update.max_grad_norm, config.max_skipped_steps, ranks)
@@ -107,11 +110,12 @@ class Learner:
     def kl_to_start(self, trajectories: Sequence[Trajectory]) -> float:
         """KL(policy that sampled || start), nats an action, by games that are not stored."""
         moved = torch.zeros((), dtype=torch.float64, device=self.actor.device)
-        for part in self.own_passes([game.num_tokens for game in trajectories]):
-            packed = pack_trajectories([trajectories[i] for i in part])
-            batch = PackedBatch.from_arrays(packed, self.actor.device)
-            logprobs = read_games(self.reference, batch, self.config.rollout.temperature).action.logprob
-            moved += batch.rollout_logprobs.sum() - logprobs.sum()
+        with self.reference.gathered():
+            for part in self.own_passes([game.num_tokens for game in trajectories]):
+                packed = pack_trajectories([trajectories[i] for i in part])
+                batch = PackedBatch.from_arrays(packed, self.actor.device)
+                logprobs = read_games(self.reference, batch, self.config.rollout.temperature).action.logprob
+                moved += batch.rollout_logprobs.sum() - logprobs.sum()
         return self.ranks.sum(moved).item() / sum(game.num_turns for game in trajectories)
 
     def complete_features(self) -> int:
@@ -143,16 +147,20 @@ class Learner:
         self.on_pass("the actor's step")
         u: UpdateConfig = self.update
         num_actions, num_tokens = self.ranks.sum(torch.tensor(count_scored(passes))).tolist()
-        out = accumulated_actor_loss(
-            self.actor,
-            passes,
-            kind=kind,
-            totals=(num_actions, num_tokens),
-            temperature=self.config.rollout.temperature,
-            kl_coef=u.kl_coef,
-            entropy_coef=u.entropy_coef,
-            **more,
-        )
+        if self.actor.sharding is not None:  # its weights are gathered in every pass, by all
+            missing = max(self.ranks.gather(len(passes))) - len(passes)
+            passes = [*passes, *(ScoredActions.none(self.actor) for _ in range(missing))]
+        with self.actor.streamed():
+            out = accumulated_actor_loss(
+                self.actor,
+                passes,
+                kind=kind,
+                totals=(num_actions, num_tokens),
+                temperature=self.config.rollout.temperature,
+                kl_coef=u.kl_coef,
+                entropy_coef=u.entropy_coef,
+                **more,
+            )
         parts = torch.stack([out.policy_loss, out.entropy, out.clip_fraction, out.moved])
         together = self.ranks.sum(torch.cat([parts, out.moved_by_turn.flatten()]))
         policy_loss, entropy, clip_fraction, moved = together[: len(parts)]
@@ -212,12 +220,13 @@ class Learner:
 
     def read_start_policy(self, games: Int64) -> Iterator[tuple[Int64, PackedBatch, GameFeatures]]:
         """This rank's share of its passes over these games: the ids in each, the batch, and what it makes of it."""
-        for part in self.own_passes(self.buffer.lengths(games).tolist()):
-            self.on_pass("the start policy's reading")
-            batch = self.collate(games[part])
-            with torch.no_grad():
-                features = read_games(self.reference, batch, self.config.rollout.temperature)
-            yield games[part], batch, features
+        with self.reference.gathered():
+            for part in self.own_passes(self.buffer.lengths(games).tolist()):
+                self.on_pass("the start policy's reading")
+                batch = self.collate(games[part])
+                with torch.no_grad():
+                    features = read_games(self.reference, batch, self.config.rollout.temperature)
+                yield games[part], batch, features
 
     def turns_of(self, trajectory_ids: Int64) -> np.ndarray:
         """The ids of all their turns, game after game."""
@@ -241,6 +250,15 @@ class Learner:
             tensors |= {f"optimizer.{name}.{k}": v for k, v in step.state_tensors().items()}
         return tensors
 
+    def like(self, name: str) -> Tensor:
+        """A tensor of this learner that is laid out as the one that `state_tensors` has under that name; KeyError."""
+        for step_name, step in self.steps().items():
+            if name.startswith(prefix := f"optimizer.{step_name}."):
+                return step.like(name.removeprefix(prefix))
+        module_name, _, key = name.partition(".")
+        found: Tensor = self.modules()[module_name].state_dict()[key]
+        return found
+
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of `state_tensors`; KeyError or RuntimeError names what is missing or misshapen."""
 
@@ -248,10 +266,10 @@ class Learner:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
         for name, module in self.modules().items():
-            mine, saved = set(module.state_dict()), under(f"{name}.")
-            if mine != saved.keys():
-                raise KeyError(f"{name}.{sorted(mine ^ saved.keys())[0]}")
-            module.load_state_dict(saved, strict=False)
+            mine, saved = module.state_dict(), under(f"{name}.")
+            if mine.keys() != saved.keys():
+                raise KeyError(f"{name}.{sorted(mine.keys() ^ saved.keys())[0]}")
+            module.load_state_dict({k: sharded_like(v, mine[k]) for k, v in saved.items()}, strict=False)
         for name, step in self.steps().items():
             step.load_state_tensors(under(f"optimizer.{name}."))
 

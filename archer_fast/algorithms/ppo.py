@@ -94,9 +94,10 @@ class PPO(GamesLearner):
         """Advantages by the value head as it is, then `value_epochs` passes of it over this iteration's games."""
         self._advantages = {}
         found = []
-        for part in self.own_passes(self.buffer.lengths(self.newest).tolist()):
-            state, target = self._credit(part, meters)
-            found.append((*state, target))
+        with self.reference.gathered():
+            for part in self.own_passes(self.buffer.lengths(self.newest).tolist()):
+                state, target = self._credit(part, meters)
+                found.append((*state, target))
         self._advantages = self.gather_by_game(self._advantages)
         # The head is small and has every time step of every rank: each fits the same one.
         every = [parts for theirs in self.ranks.gather(self.ranks.movable(found)) for parts in theirs]

@@ -48,6 +48,8 @@ class GraphedPasses:
 
     def reset(self) -> None:
         """Before a rollout: forget graphs of weights that are not where they were."""
+        if self._backbone.sharding is not None:  # gathered anew each time: `takes` nothing
+            return
         addresses = [parameter.data_ptr() for parameter in self._backbone.model.parameters()]
         if addresses != self._addresses:
             self._forget()
@@ -55,7 +57,9 @@ class GraphedPasses:
 
     def takes(self, num_tokens: int, end: int) -> bool:
         """Whether such a pass has a graph; `end`: 1 + its largest position, for which there must be room."""
-        return num_tokens <= SIZES[-1] and end <= self.cache.capacity and not self._is_impossible
+        if self._is_impossible or self._backbone.sharding is not None:
+            return False
+        return num_tokens <= SIZES[-1] and end <= self.cache.capacity
 
     def __call__(
         self,
