@@ -149,7 +149,8 @@ def advice(plan: Plan, config: Config, memory: float) -> str:
         }[dearest.name]
         return f"{dearest.name} alone takes {dearest.memory / 1e9:.1f} GB: {knob}"
     if config.model.lora.rank == 0:
-        return "weights, gradients and moments alone are too much: --model.lora.rank 16 trains adapters on one base"
+        offload = "" if config.model.offload_optimizer else "; --model.offload-optimizer keeps moments on the host"
+        return f"weights, gradients and moments are too much: --model.lora.rank 16 trains adapters on one base{offload}"
     if config.critic.trunk == "separate":
         return "--critic.trunk frozen or lora needs no trunks of the critic's own"
     return "the weights and what is fixed beside them are too much for this GPU: a smaller model, or a larger GPU"

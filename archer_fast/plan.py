@@ -131,16 +131,17 @@ class _Work:
 
     def roles(self) -> dict[str, float]:
         c = self.costs
-        moments = 2 * c.trained_bytes
+        moments = self._optimizer(c.num_trained, c.trained_itemsize)
         roles: dict[str, float] = {"start policy: reference, frozen trunk": c.weight_bytes}
         if c.adapted:
             roles["actor: an adapter on it"] = c.trained_bytes
         else:
             roles["actor: a copy"] = c.weight_bytes
-        roles["actor: Adam's moments"] = moments
+        masters = " and float32 weights" if c.trained_itemsize < _FLOAT else ""
+        roles[f"actor: Adam's moments{masters}"] = moments
         if self.trunk == "separate":
             roles["critic: a trunk and its target"] = 2 * c.weight_bytes
-            roles["critic: Adam's moments"] = 2 * c.weight_bytes
+            roles["critic: Adam's moments"] = self._optimizer(c.num_parameters, c.itemsize)
         elif self.trunk == "lora":
             roles["critic: an adapter and its target"] = 2 * c.trained_bytes
             roles["critic: Adam's moments"] = moments
@@ -149,6 +150,12 @@ class _Work:
         if self.is_archer:
             roles["critic: heads, targets, moments"] = 4 * _FLOAT * self.head_numbers
         return roles
+
+    def _optimizer(self, num_weights: int, itemsize: int) -> float:
+        """Bytes on the device: two moments a weight, in half precision of a float32 master weight that comes on top."""
+        if self.config.model.offload_optimizer:
+            return 0.0
+        return num_weights * (3 * _FLOAT if itemsize < _FLOAT else 2 * itemsize)
 
     @property
     def _sampled_row(self) -> float:
@@ -319,7 +326,7 @@ class _Work:
         row = g.history_tokens + g.action_tokens  # a turn with everything before it
         yield Saving("one sequence a game, not a row a turn: tokens scored", g.game_tokens, g.turns * row, "tokens")
         yield Saving("the vocabulary at action tokens alone", g.game_actions, g.turns * row, "rows")
-        copies = 3 * c.num_parameters * c.itemsize + 2 * 2 * c.num_parameters * c.itemsize
+        copies = 3 * c.weight_bytes + 2 * self._optimizer(c.num_parameters, c.itemsize)
         yield Saving("one base: weights and moments that stay", resident, copies, "bytes")
         yield Saving("the whole iteration", flops, self.original_flops(), "FLOPs")
 

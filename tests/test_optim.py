@@ -195,3 +195,93 @@ def test_a_loss_that_is_not_finite_on_another_rank_stops_the_step_here_too(numbe
     before = everything(step)
     step(loss_of(parameters, 1), Meters(), NO_GAMES)
     assert any(not torch.equal(value, everything(step)[name]) for name, value in before.items()) == moves
+
+
+# -- master weights ------------------------------------------------------------------------------------
+
+
+def half_parameters(dtype: torch.dtype = torch.bfloat16) -> list[nn.Parameter]:
+    """The first of two in half precision, as a trunk beside its heads."""
+    first, second = make_parameters()
+    return [nn.Parameter(first.detach().to(dtype)), second]
+
+
+def test_half_precision_adds_up_steps_that_it_could_not_hold() -> None:
+    weight = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    step = GuardedStep("test", [{"params": [weight], "lr": 1e-4}], 1.0, 3)
+    for _ in range(200):
+        step(weight.sum(), Meters(), NO_GAMES)
+    # Adam moves by its rate where the gradient stays the same; the spacing of bfloat16 below 1 is .0039.
+    torch.testing.assert_close(weight.detach().float(), torch.full((3,), 0.98), rtol=0, atol=0.002)
+    assert step.state_tensors()["0.master"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bucket", [1, 1 << 28])
+def test_masters_are_float32_adamw_on_the_same_gradients(
+    dtype: torch.dtype, bucket: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("archer_fast.optim._BUCKET", bucket)
+    parameters = half_parameters(dtype)
+    twins = [nn.Parameter(p.detach().float()) for p in parameters]
+    step = make_step(parameters, max_grad_norm=1e9)
+    plain = torch.optim.AdamW(
+        [{"params": twins[:1], "lr": 0.1}, {"params": twins[1:], "lr": 0.01}], weight_decay=0.0, fused=True
+    )
+    for i in range(5):
+        loss = loss_of(parameters, i)
+        for twin, gradient in zip(twins, torch.autograd.grad(loss, parameters), strict=True):
+            twin.grad = gradient.float()
+        plain.step()
+        step(loss_of(parameters, i), Meters(), NO_GAMES)
+        for parameter, twin in zip(parameters, twins, strict=True):
+            assert torch.equal(parameter, twin.to(parameter.dtype))
+    assert all(p.grad is None for p in parameters)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_leaves_masters_alone(fault: Callable[[list[nn.Parameter]], Tensor]) -> None:
+    parameters = half_parameters()
+    step = make_step(parameters)
+    step(loss_of(parameters, 1), Meters(), NO_GAMES)
+    before = everything(step)
+    step(fault(parameters), Meters(), NO_GAMES)
+    assert_same(before, everything(step))
+
+
+def test_masters_go_on_from_what_was_saved_or_from_the_parameters() -> None:
+    parameters = half_parameters()
+    step = make_step(parameters)
+    step(loss_of(parameters, 1), Meters(), NO_GAMES)
+    saved = {name: value.clone() for name, value in step.state_tensors().items()}
+    twins = [nn.Parameter(p.detach().clone()) for p in parameters]
+    again = make_step(twins)
+    again.load_state_tensors(saved)
+    for i in range(3):
+        step(loss_of(parameters, i), Meters(), NO_GAMES)
+        again(loss_of(twins, i), Meters(), NO_GAMES)
+    assert_same(everything(step), everything(again))
+
+    with torch.no_grad():
+        twins[0].fill_(0.5)
+    again.load_state_tensors({})
+    assert again.state_tensors().keys() == {"0.master"}
+    assert again.state_tensors()["0.master"].tolist() == [0.5] * 4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_optimizer_in_the_host_s_memory_steps_as_one_on_the_gpu(dtype: torch.dtype) -> None:
+    found = []
+    for offload in (False, True):
+        parameters = [nn.Parameter(p.detach().to("cuda", dtype)) for p in make_parameters()]
+        step = GuardedStep("test", [{"params": parameters, "lr": 0.1}], 0.5, 3, offload=offload)
+        for i in range(4):
+            loss = sum((p - i).square().sum() for p in parameters)
+            assert isinstance(loss, Tensor)
+            step(loss, Meters(), NO_GAMES)
+        kinds = {value.device.type for name, value in step.state_tensors().items() if not name.endswith("step")}
+        assert kinds == {"cpu" if offload else "cuda"}
+        found.append([p.detach().float() for p in parameters])
+    for left, right in zip(*found, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)

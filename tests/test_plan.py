@@ -323,7 +323,7 @@ def test_the_sums_of_one_iteration() -> None:
     tokens = plan.savings[0]
     assert (tokens.ours, tokens.original, tokens.unit) == (100, sum([15, 30, 45, 60, 75, 90]), "tokens")
     copies = plan.savings[2]
-    assert (copies.ours, copies.original) == (plan.resident, 2000 * (3 + 2 * 2)), "three models, moments of two"
+    assert (copies.ours, copies.original) == (plan.resident, 2000 * 3 + 12000 * 2), "three models, moments of two"
     assert plan.savings[-1].ours == sum(phase.flops for phase in plan.phases)
     row, following = 52.5, 62.5
     sampled = row + 5 * head
@@ -342,10 +342,14 @@ def test_what_stays_in_memory_by_role() -> None:
         return {role.split(":")[0] + ":" + role.split(":")[1][:8]: size for role, size in found.items()}
 
     heads = roles(ROUND)["critic: heads, "]
-    trained = {"start policy: referen": 2000, "actor: a copy": 2000, "actor: Adam's ": 4000, "critic: heads, ": heads}
+    # Of a weight of 2 bytes two moments and a master in float32.
+    trained = {"start policy: referen": 2000, "actor: a copy": 2000, "actor: Adam's ": 12000, "critic: heads, ": heads}
     assert roles(ROUND) == trained
-    assert roles(ROUND, trunk="separate") == trained | {"critic: a trunk": 4000, "critic: Adam's ": 4000}
-    assert roles(ROUND, trunk="shared") == trained | {"critic: Adam's ": 4000}
+    assert roles(ROUND, trunk="separate") == trained | {"critic: a trunk": 4000, "critic: Adam's ": 12000}
+    assert roles(ROUND, trunk="shared") == trained | {"critic: Adam's ": 12000}
+    assert roles(replace(ROUND, itemsize=4, trained_itemsize=4))["actor: Adam's "] == 8000
+    offloaded = make_plan(ROUND, config_of(model=ModelConfig(path="x", offload_optimizer=True)), WORK).roles
+    assert offloaded["actor: Adam's moments and float32 weights"] == 0
     lora = replace(ROUND, num_trained=10, trained_itemsize=4, adapted=True)
     assert roles(lora)["actor: an adap"] == 40 and roles(lora)["actor: Adam's "] == 80
 
@@ -398,7 +402,7 @@ def test_the_command_says_what_fits(capsys: pytest.CaptureFixture[str], tmp_path
     assert "0.12 B parameters in bfloat16, all of them train; H100" in said
     for line in (
         "what stays in memory",
-        "actor: Adam's moments",
+        "actor: Adam's moments and",
         "rollout",
         "s at the roofline",
         "the whole iteration",
@@ -419,7 +423,7 @@ def test_the_command_says_what_fits(capsys: pytest.CaptureFixture[str], tmp_path
             r"--model\.max-pass-tokens \d+ \(now 32768: .* too large; or --model\.activation-ch",
         ),
         (
-            ["--memory-share", "0.026", "--workload.turns", "60", "--actor.batch-games", "1", "--rollout.games", "4"],
+            ["--memory-share", "0.038", "--workload.turns", "60", "--actor.batch-games", "1", "--rollout.games", "4"],
             "fewer --actor.states-per-game or --actor.alternatives",
         ),
         (

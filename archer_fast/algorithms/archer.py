@@ -82,7 +82,8 @@ class Archer(Learner):
         ]
         # Heads alone are trained alike on every rank; a trunk's passes are shared, and their gradients summed.
         shares = ranks if self.critic.trains_trunk else ALONE
-        self.critic_step = GuardedStep("critic", head_groups, c.max_grad_norm, patience, shares)
+        offload = config.model.offload_optimizer
+        self.critic_step = GuardedStep("critic", head_groups, c.max_grad_norm, patience, shares, offload=offload)
         self._lambda_returns: tuple[int, Tensor] | None = None
         self.baseline = TokenBaseline(config, reference, ranks) if config.actor.token_baseline else None
 

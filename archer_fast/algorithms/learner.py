@@ -71,7 +71,14 @@ class Learner:
             actor.shard(ranks)  # before an optimizer is given what it moves
         self.rng = np.random.default_rng([config.seed, 2])  # which games and turns the actor visits
         group = [{"params": list(actor.parameters()), "lr": self.update.lr}]
-        self.actor_step = GuardedStep("actor", group, self.update.max_grad_norm, config.max_skipped_steps, ranks)
+        self.actor_step = GuardedStep(
+            "actor",
+            group,
+            self.update.max_grad_norm,
+            config.max_skipped_steps,
+            ranks,
+            offload=config.model.offload_optimizer,
+        )
 
     def insert(self, trajectories: list[Trajectory], meters: Meters) -> None:
         """Store games in the buffer; the start policy reads them once, for the KL. The same games on every rank."""
