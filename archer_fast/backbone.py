@@ -363,7 +363,8 @@ def load_backbone(
     """Load a local folder or hub name; return it with the id of the token that ends an action.
 
     Where the folder holds a LoRA adapter, its base is loaded and the adapter merged into it.
-    Errors: ValueError where nothing loads from that name, or where the tokenizer has no stop token.
+    Errors: ValueError where nothing loads from that name, for a model that is no decoder, for a tokenizer of another
+    vocabulary, or where it has no stop token.
     """
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name_or_path)
@@ -372,8 +373,10 @@ def load_backbone(
         if base is not None:
             model = merged(model, Path(name_or_path))
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        near = _nearest_folder(name_or_path)
-        raise ValueError(f"model: nothing loads from {name_or_path!r}{near}: {error}") from error
+        near, cause = _nearest_folder(name_or_path), str(error).split("\n", 1)[0]
+        raise ValueError(f"model: nothing loads from {name_or_path!r}{near}: {cause}") from error
+    _check_decoder(model, name_or_path)
+    _check_vocabulary(model, tokenizer, name_or_path)
     cast(nn.Module, model).to(device)
     if model.device.type == "cpu":
         # Weights of a mapped file lie at odd addresses, and small products on CPU differ in their last bit with
@@ -383,6 +386,25 @@ def load_backbone(
     backbone = Backbone(model, tokenizer, attention)
     backbone.check_logits(name_or_path)
     return backbone, stop_token_id(tokenizer, stop_token)
+
+
+def _check_decoder(model: transformers.PreTrainedModel, name: str) -> None:
+    """What predicts masked tokens sees those that follow, unless it was configured not to."""
+    config = model.config
+    if type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        raise ValueError(
+            f"model: wanted a decoder (a causal language model), got {name!r}, an encoder ({config.model_type})"
+        )
+
+
+def _check_vocabulary(model: transformers.PreTrainedModel, tokenizer: Any, name: str) -> None:
+    """Models may have rows that no token needs; tokens that were added to a tokenizer alone may lack theirs."""
+    num_rows = model.get_input_embeddings().weight.shape[0]
+    if tokenizer.vocab_size > num_rows:
+        raise ValueError(
+            f"model: the tokenizer of {name!r} has {tokenizer.vocab_size} tokens and its model embeds {num_rows}; "
+            "wanted the tokenizer that the model was trained with"
+        )
 
 
 def stop_token_id(tokenizer: Any, stop_token: str | None) -> int:

@@ -35,7 +35,7 @@ from archer_fast.turn_features import FeatureLayout
 
 OBSERVATION, ACTION, GAMES, ROUNDS = 16, 8, 4, 3  # tokens a turn, games an update
 TURNS = (5, 10, 20, 40, 80)
-PLAIN_UP_TO = 40  # turns of the baseline, whose time grows with their square
+PLAIN_UP_TO = 20  # turns of the baseline, whose time grows with their square
 VOCAB = 8192
 MODEL: dict[str, Any] = {
     "vocab_size": VOCAB,

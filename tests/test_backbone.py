@@ -202,6 +202,33 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
         load_backbone(str(tmp_path))
 
 
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_an_encoder_is_no_policy(architecture: str, tokenizer: Any, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.AutoConfig.for_model(architecture, vocab_size=len(tokenizer), **sizes)
+    transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=rf"model: wanted a decoder .*, got '{tmp_path}', an encoder \({architecture}\)"
+    ):
+        load_backbone(str(tmp_path))
+
+
+def test_what_is_no_language_model_is_told_in_one_line(tokenizer: Any, tmp_path: Path) -> None:
+    sizes = {"d_model": 32, "num_layers": 1, "num_heads": 2, "d_ff": 32, "d_kv": 16}
+    transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"model: nothing loads from '{tmp_path}': .*T5Config") as error:
+        load_backbone(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_of_another_vocabulary_is_told(make_lm: MakeLM, tokenizer: Any, tmp_path: Path) -> None:
+    Backbone(make_lm(vocab_size=5), tokenizer).save(tmp_path)
+    with pytest.raises(ValueError, match=rf"tokenizer of '{tmp_path}' has \d+ tokens and its model embeds 5; wanted"):
+        load_backbone(str(tmp_path))
+
+
 def test_an_unknown_architecture_is_named_with_its_neighbour() -> None:
     with pytest.raises(ValueError, match="architecture: 'lama' is unknown to transformers; did you mean 'llama'"):
         build_causal_lm("lama", hidden_size=8)
@@ -344,7 +371,7 @@ def test_loading_takes_little_more_memory_than_the_checkpoint(make_lm: MakeLM, t
     tokenizer = train_tokenizer(["a b", "b a"], 37)
     large = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8}
     for name, sizes in (("small", {}), ("large", large)):
-        make_lm(**sizes).save_pretrained(tmp_path / name, max_shard_size="50MB")
+        make_lm(vocab_size=len(tokenizer), **sizes).save_pretrained(tmp_path / name, max_shard_size="50MB")
         tokenizer.save_pretrained(tmp_path / name)
     size = sum(file.stat().st_size for file in (tmp_path / "large").glob("*.safetensors"))
     assert size > 300e6
