@@ -229,7 +229,7 @@ def update_section() -> Section:
 
 def rollout_section() -> Section:
     rows = []
-    for turns in (5, 20, 40):
+    for turns in (5, 20):
         embedded, plain = measured("rollout", "embedded", turns), measured("rollout", "generate", turns)
         ratio = plain["seconds"] / embedded["seconds"]
         rows.append((str(turns), f"{embedded['seconds']:.2f}", f"{plain['seconds']:.2f}", f"{ratio:.1f}"))
