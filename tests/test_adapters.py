@@ -58,7 +58,7 @@ def hidden(backbone: Backbone) -> Tensor:
 def test_an_adapted_base_is_the_model_that_peft_reads_from_its_folder(
     make_lm: MakeLM, tokenizer: Any, tmp_path: Path, family: str
 ) -> None:
-    model = make_lm(family, **FAMILIES[family])
+    model = make_lm(family, **FAMILIES[family] | {"vocab_size": len(tokenizer)})
     base = Backbone(model, tokenizer)
     base.save(tmp_path / "base")
     actor = moved(AdaptedBackbone(base, "actor", LORA, home=tmp_path / "base"))
