@@ -399,7 +399,7 @@ def _check_decoder(model: transformers.PreTrainedModel, name: str) -> None:
 
 def _check_vocabulary(model: transformers.PreTrainedModel, tokenizer: Any, name: str) -> None:
     """Models may have rows that no token needs; tokens that were added to a tokenizer alone may lack theirs."""
-    num_rows = model.get_input_embeddings().weight.shape[0]
+    num_rows = cast(Tensor, model.get_input_embeddings().weight).shape[0]
     if tokenizer.vocab_size > num_rows:
         raise ValueError(
             f"model: the tokenizer of {name!r} has {tokenizer.vocab_size} tokens and its model embeds {num_rows}; "
